@@ -1,0 +1,68 @@
+"""What a loaded data set is: three splits of tensors and what a network must know about them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+BOX = (-1.0, 1.0)
+"""The range of image values inside jemstone."""
+
+UNLABELLED = -1
+"""The label of an example that trains log p(x) only."""
+
+
+def to_box(images: Tensor) -> Tensor:
+    """Stored images as float32: uint8 in [0, 255] is mapped to [-1, 1]; floats are in model units already."""
+    if images.dtype == torch.uint8:
+        return images.float().mul_(2 / 255).sub_(1)
+    return images.float()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs (n, ...), images as (n, c, h, w) in uint8 or as float32 in [-1, 1]; labels (n,) int64, -1 = unlabelled."""
+
+    inputs: Tensor
+    labels: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set. Selection of any kind uses `validation`; `test` is for the final numbers only."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, (c, h, w) for images."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def box(self) -> tuple[float, float] | None:
+        """Where inputs live: [-1, 1] for images; vectors, in standardised units, have no box."""
+        return BOX if len(self.input_shape) == 3 else None
+
+    def digest(self) -> str:
+        """SHA-256 over all three splits: the same data, in the same order, has the same digest."""
+        sha = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            sha.update(repr((tuple(split.inputs.shape), split.inputs.dtype)).encode())
+            sha.update(split.inputs.contiguous().numpy().tobytes())
+            sha.update(split.labels.numpy().tobytes())
+        return sha.hexdigest()

@@ -1,0 +1,48 @@
+"""Every error that a user of jemstone can cause or meet, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class JemstoneError(Exception):
+    """Base of all errors raised on purpose: says what was wrong, where, and what to do about it."""
+
+
+class ConfigError(JemstoneError, ValueError):
+    """A setting is out of range, unknown, or contradicts another."""
+
+
+class DataError(JemstoneError, ValueError):
+    """A data source is missing, malformed, or does not fit the model."""
+
+
+class RunError(JemstoneError):
+    """A run directory is missing, incomplete, or cannot be written."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is truncated, damaged, of another version, or does not fit the model."""
+
+
+class MissingExtra(JemstoneError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"This needs the optional package {package!r}. Install it with: pip install 'jemstone[{extra}]'"
+        )
+
+
+class Diverged(JemstoneError):
+    """A training step failed its health check; nothing in the training state has moved.
+
+    `step` is the step that failed, `reason` names the check, `metrics` holds the numbers it was judged on.
+    """
+
+    def __init__(self, step: int, reason: str, metrics: Mapping[str, float]) -> None:
+        numbers = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        super().__init__(f"Training diverged at step {step}: {reason} ({numbers})")
+        self.step = step
+        self.reason = reason
+        self.metrics = dict(metrics)
