@@ -7,6 +7,8 @@ numbers whatever happened before, which is what makes a resumed run bitwise the 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,7 +19,21 @@ def generator(seed: int, *position: str | int, device: torch.device | str = "cpu
     Streams at different positions are independent for all practical purposes: the 64-bit state seed is a
     SHA-256 digest of the seed and the position.
     """
-    digest = hashlib.sha256(repr((int(seed), *position)).encode()).digest()
     rng = torch.Generator(device=device)
-    rng.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    rng.manual_seed(_state(seed, position))
     return rng
+
+
+@contextmanager
+def seeded(seed: int, *position: str | int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """torch's global stream set to `position`, and given back as it was: for code that takes no generator."""
+    device = torch.device(device)
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(_state(seed, position))
+        yield
+
+
+def _state(seed: int, position: tuple[str | int, ...]) -> int:
+    digest = hashlib.sha256(repr((int(seed), *position)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BOX = (-1.0, 1.0)
@@ -33,16 +33,34 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`; nothing is copied where it is there already."""
+        return Split(self.inputs.to(device), self.labels.to(device))
+
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and standard deviation of each column of a training split of vectors, float64 (d,); no deviation is zero."""
+
+
+def standardise(vectors: Float[Tensor, "n d"], moments: Moments) -> Float[Tensor, "n d"]:
+    """Raw vectors in the units that a model works in, (x - mean) / std, as float32."""
+    mean, std = moments
+    return ((vectors.double() - mean) / std).float()
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set. Selection of any kind uses `validation`; `test` is for the final numbers only."""
+    """A named data set. Selection of any kind uses `validation`; `test` is for the final numbers only.
+
+    `moments` are those that vectors were standardised by; None for images.
+    """
 
     name: str
     train: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
+    moments: Moments | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -63,6 +81,6 @@ class Dataset:
         sha = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             sha.update(repr((tuple(split.inputs.shape), split.inputs.dtype)).encode())
-            sha.update(split.inputs.contiguous().numpy().tobytes())
-            sha.update(split.labels.numpy().tobytes())
+            sha.update(split.inputs.contiguous().cpu().numpy().tobytes())
+            sha.update(split.labels.cpu().numpy().tobytes())
         return sha.hexdigest()

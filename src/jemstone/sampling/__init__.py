@@ -1,0 +1,33 @@
+"""Moving points down an energy: kernels, starts, persistent chains, samples."""
+
+from jemstone.sampling.buffer import Draw, ReplayBuffer
+from jemstone.sampling.generate import generate
+from jemstone.sampling.initial import ClassGaussian, Initial, from_data, uniform
+from jemstone.sampling.kernels import (
+    ChainInfo,
+    ChainState,
+    Sampler,
+    clipped,
+    langevin,
+    langevin_temperature,
+    mala,
+    run_chains,
+)
+
+__all__ = [
+    "ChainInfo",
+    "ChainState",
+    "ClassGaussian",
+    "Draw",
+    "Initial",
+    "ReplayBuffer",
+    "Sampler",
+    "clipped",
+    "from_data",
+    "generate",
+    "langevin",
+    "langevin_temperature",
+    "mala",
+    "run_chains",
+    "uniform",
+]

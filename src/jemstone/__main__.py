@@ -1,0 +1,7 @@
+"""`python -m jemstone` is the command `jemstone`."""
+
+import sys
+
+from jemstone.cli import main
+
+sys.exit(main())

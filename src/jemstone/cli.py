@@ -1,0 +1,216 @@
+"""The command line: parse, call, print; nothing else lives here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from jemstone import __version__
+from jemstone.console import results_table, show_training, stage
+from jemstone.data import grid
+from jemstone.demo import demo
+from jemstone.errors import ConfigError, JemstoneError
+from jemstone.evaluation.evaluate_run import buffer_chains, evaluate_run, read_results
+from jemstone.report import write_report
+from jemstone.training.config import TrainConfig
+from jemstone.training.recipes import RECIPES, recipe
+from jemstone.training.session import Session
+from jemstone.training.trained import load_trained
+
+# `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
+SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 1 after an error that was explained on standard error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(soft_wrap=True)
+    try:
+        parsed = _parser(arguments).parse_args(_expand(arguments))
+        if parsed.subcommand is None:
+            _parser(arguments).print_help()
+            return 0
+        COMMANDS[parsed.subcommand](parsed[parsed.subcommand], console)
+    except JemstoneError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped.")
+        return 130
+    return 0
+
+
+def _train(options: Namespace, console: Console) -> None:
+    if options.resume is not None:
+        session = Session.resume(options.resume)
+        console.print(f"Resuming {options.resume} at step {session.state.step} of {session.total_steps}.")
+    else:
+        if options.recipe is None:
+            raise ConfigError(f"Name a recipe ({', '.join(RECIPES)}), or a run to go on with: --resume DIR.")
+        recipe(options.recipe)
+        config = _config(options)
+        run = options.run or Path("runs") / f"{config.recipe}-{Path(config.data.source).stem}-{config.seed}"
+        session = Session.start(config, run=run)
+    assert session.run is not None, "a session of the command line has a run directory"
+    path = session.run.path
+    console.print(f"{session.config.recipe} on {session.data.name}, device {session.trainer.fabric.device}, run {path}")
+    try:
+        show_training(console, session.config.recipe, session.train(), session.state.step, session.total_steps)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Go on from the last checkpoint with: jemstone train --resume {path}", highlight=False)
+        raise
+    console.print(f"Finished. Next: jemstone evaluate {path}", highlight=False)
+
+
+def _config(options: Namespace) -> TrainConfig:
+    names = set(TrainConfig.__dataclass_fields__) & set(vars(options))
+    return TrainConfig(**{name: getattr(options, name) for name in names})
+
+
+def _evaluate(options: Namespace, console: Console) -> None:
+    ood = dict(_named_source(text) for text in options.ood)
+    results = {}
+    if options.against is not None:
+        results[Path(options.against).name] = read_results(options.against) or _evaluate_one(
+            options.against, ood, console
+        )
+    results[Path(options.path).name] = _evaluate_one(options.path, ood, console)
+    console.print(results_table(results, full=options.full))
+    console.print(f"Written to {Path(options.path) / 'results.json'}. Next: jemstone report {options.path}")
+
+
+def _evaluate_one(path: Path, ood: dict[str, str], console: Console) -> Any:
+    with stage(console, f"Evaluating {path}"):
+        return evaluate_run(path, ood=ood, on_progress=lambda text: console.print(f"  {text}", highlight=False))
+
+
+def _named_source(text: str) -> tuple[str, str]:
+    name, _, source = text.partition("=")
+    if not name or not source:
+        raise ConfigError(f"--ood takes NAME=SOURCE, for example mnist=mnist.npz; got {text!r}.")
+    return name, source
+
+
+def _sample(options: Namespace, console: Console) -> None:
+    trained = load_trained(options.path)
+    classes = len(trained.class_names)
+    label, count = options.label, options.count
+    if label is not None and not 0 <= label < classes:
+        raise ConfigError(f"--label must lie in 0 to {classes - 1}, got {label}.")
+    if count < 1:
+        raise ConfigError(f"--count must be at least 1, got {count}.")
+    if len(trained.input_shape) != 3:
+        raise ConfigError(f"{options.path} models vectors, and a grid shows images: use load_trained(...).sample().")
+    if options.buffer:
+        images = buffer_chains(trained, count, label=label, seed=options.seed)
+        if len(images) == 0:
+            raise ConfigError(f"No chain of the buffer is assigned to class {label}. Leave out --buffer.")
+    else:
+        labels = torch.arange(count) % classes if label is None else torch.full((count,), label)
+        by_class = label is not None
+        images = trained.sample(labels, by_class=by_class, steps=options.steps, seed=options.seed)
+    out = options.out or trained.run.path / "samples" / ("grid.png" if label is None else f"grid-{label}.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(images.clamp(-1, 1).cpu(), columns=min(10, len(images))).save(out)
+    console.print(f"{len(images)} samples in {out}", highlight=False)
+
+
+def _report(options: Namespace, console: Console) -> None:
+    out = options.out or Path(options.paths[0]) / "report.html"
+    console.print(f"Report: {write_report([Path(path) for path in options.paths], out)}", highlight=False)
+
+
+def _recipes(options: Namespace, console: Console) -> None:
+    for name, (config, summary, source) in RECIPES.items():
+        chains, optimizer = config.chains, config.optimizer
+        moves = (
+            f"{chains.steps} {chains.kernel} steps from {chains.start} starts" if config.weights.generative else "none"
+        )
+        descent = f"{optimizer.name} {optimizer.learning_rate:g}" + (" with ASAM" if optimizer.sam_adaptive else "")
+        console.print(f"[bold]{name}[/bold]  ({source})\n  {summary}", highlight=False)
+        details = (
+            f"  {config.network.name}, norm {config.network.norm}; chains: {moves}; {descent}; {config.epochs:g} epochs"
+        )
+        console.print(details, highlight=False, style="dim")
+    console.print("\nEvery setting of a recipe: jemstone train RECIPE --print_config", highlight=False)
+
+
+def _demo(options: Namespace, console: Console) -> None:
+    report = demo(options.out, seed=options.seed, console=console)
+    console.print(f"Report: {report}", highlight=False)
+
+
+COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "report": _report,
+    "recipes": _recipes,
+    "demo": _demo,
+}
+
+
+def _parser(arguments: Sequence[str]) -> ArgumentParser:
+    parser = ArgumentParser(prog="jemstone", version=__version__, description="Classifiers as energy-based models.")
+    commands = parser.add_subcommands(required=False)
+
+    train = ArgumentParser(description="Train a recipe into a run directory, or go on with a run that was stopped.")
+    train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
+    train.add_argument("--run", type=Path | None, help="run directory to make (default: runs/RECIPE-DATA-SEED)")
+    train.add_argument("--resume", type=Path | None, help="run directory to go on with")
+    train.add_argument("--config", action="config", help="YAML file of settings")
+    train.add_class_arguments(TrainConfig, skip={"recipe"})
+    named = next((argument for argument in arguments if argument in RECIPES), None)
+    if named is not None:
+        train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
+    commands.add_subcommand("train", train, help="train a recipe, or resume a run")
+
+    evaluate = ArgumentParser(description="Measure a run on its test data; writes results.json into it.")
+    evaluate.add_argument("path", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument("--ood", nargs="*", default=[], help="further out-of-distribution sets, NAME=SOURCE ...")
+    evaluate.add_argument("--against", type=Path | None, help="another run to show beside it")
+    evaluate.add_argument("--full", action="store_true", help="print AUPR and FPR95 too")
+    commands.add_subcommand("evaluate", evaluate, help="accuracy, calibration, out-of-distribution, robustness")
+
+    sample = ArgumentParser(description="Draw samples from a run's density as a picture.")
+    sample.add_argument("path", metavar="RUN", type=Path, help="run directory")
+    sample.add_argument("--label", type=int | None, help="samples of this class, from p(x|y); default: from p(x)")
+    sample.add_argument("--count", type=int, default=50, help="how many")
+    sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
+    sample.add_argument("--buffer", action="store_true", help="take them from the replay buffer, not fresh")
+    sample.add_argument("--seed", type=int, default=0, help="of the chains")
+    sample.add_argument("--out", type=Path | None, help="PNG to write (default: RUN/samples/grid.png)")
+    commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
+
+    report = ArgumentParser(description="One self-contained HTML file about one or several runs.")
+    report.add_argument("paths", metavar="RUN", nargs="+", help="run directories")
+    report.add_argument("--out", type=Path | None, help="file to write (default: RUN/report.html of the first run)")
+    commands.add_subcommand("report", report, help="compare runs in one HTML file")
+
+    recipes = ArgumentParser(description="The presets: what each is, and from which paper.")
+    commands.add_subcommand("recipes", recipes, help="list the presets")
+
+    show = ArgumentParser(description="A plain classifier and a JEM on digits, both evaluated, one report.")
+    show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
+    show.add_argument("--seed", type=int, default=0, help="of both runs")
+    commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+    return parser
+
+
+def _expand(arguments: Sequence[str]) -> list[str]:
+    """Replace `--data X` and `--network X` by the settings that they stand for."""
+    expanded = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        expanded.append(SHORTHANDS.get(name, name) + equals + value)
+    return expanded
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,97 @@
+"""A run directory in; its results.json, figures.json and sample grids out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jemstone.data import Dataset, grid, load_inputs, to_box
+from jemstone.errors import DataError
+from jemstone.evaluation.intervals import Result
+from jemstone.evaluation.protocol import Protocol, evaluate
+from jemstone.rng import generator
+from jemstone.runs import Run
+from jemstone.training.session import load_data
+from jemstone.training.trained import Trained, load_trained
+
+COLUMNS = 10
+ROWS = 5
+PROTOCOL = Protocol()
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    ood: Mapping[str, str] | None = None,
+    protocol: Protocol = PROTOCOL,
+    on_progress: Callable[[str], None] | None = None,
+) -> list[Result]:
+    """Evaluate the run at `path` on its test split and write what was found into it.
+
+    `ood` names further out-of-distribution sources (see `load_inputs`), converted to the size of the run's inputs.
+    """
+    say = on_progress or (lambda _: None)
+    trained = load_trained(path)
+    say(f"data: {trained.config.data.source}")
+    data = load_data(trained.config)
+    if data.digest() != trained.run.info["data"]["digest"]:
+        raise DataError(
+            f"The data at {trained.config.data.source!r} is not what {path} was trained on: its digest differs."
+        )
+    sets = {name: load_inputs(source, data.input_shape, moments=data.moments) for name, source in (ood or {}).items()}
+    evaluation = evaluate(trained.model, data, ood=sets, protocol=protocol, on_progress=say)
+    say("samples")
+    write_sample_grids(trained, data)
+    trained.run.write_json("figures.json", evaluation.figures)
+    trained.run.write_json("results.json", [result._asdict() for result in evaluation.results])
+    return evaluation.results
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """The results of an evaluated run; empty where it has not been evaluated."""
+    run = Run(path)
+    if not (run.path / "results.json").exists():
+        return []
+    return [Result(**row) for row in run.read_json("results.json")]
+
+
+def write_sample_grids(trained: Trained, data: Dataset) -> None:
+    """Pictures for the report under samples/: training images and, for a generative run, fresh and buffer chains."""
+    if len(trained.input_shape) != 3:
+        return
+    count = COLUMNS * ROWS
+    _write_grid(trained.run, "data", to_box(data.train.inputs[:count]), "Training images, for comparison.")
+    if not trained.config.weights.generative:
+        return
+    classes = torch.arange(count) % len(trained.class_names)
+    steps = trained.chain_life
+    origin = f"{trained.config.chains.start} start, {steps} steps of the training kernel"
+    _write_grid(trained.run, "fresh", trained.sample(classes), f"Fresh chains on E(x): {origin}.")
+    by_class = trained.sample(classes, by_class=True)
+    caption = f"Fresh chains on E(x, y), one class per column: {origin}."
+    if len(trained.class_names) <= COLUMNS:
+        _write_grid(trained.run, "by_class", by_class, caption, columns=len(trained.class_names))
+    caption = "Replay buffer: a random draw, not selected."
+    _write_grid(trained.run, "buffer", buffer_chains(trained, count), caption)
+
+
+def buffer_chains(trained: Trained, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
+    """`count` random chains of the run's buffer, of those alone that the model assigns to class `label` if given."""
+    chains = trained.buffer
+    if chains is None:
+        raise DataError(f"{trained.run.path} has no replay buffer: it is a plain classifier.")
+    if label is not None:
+        with torch.no_grad():
+            parts = [trained.model(part.to(trained.device)).argmax(dim=1).cpu() for part in torch.split(chains, 512)]
+        chains = chains[torch.cat(parts) == label]
+    return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
+
+
+def _write_grid(run: Run, name: str, images: Tensor, caption: str, columns: int = COLUMNS) -> None:
+    folder = run.path / "samples"
+    folder.mkdir(exist_ok=True)
+    grid(images.clamp(-1, 1).cpu(), columns).save(folder / f"{name}.png")
+    run.write_json(f"samples/{name}.json", {"caption": caption})

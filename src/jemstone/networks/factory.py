@@ -1,0 +1,58 @@
+"""From a network's name, as a configuration file or command line gives it, to the network."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from torch import nn
+
+from jemstone.errors import ConfigError
+from jemstone.networks.layers import check_normalisable, image_shape
+from jemstone.networks.small import MLP, ConvNet
+from jemstone.networks.wide_resnet import WideResNet
+
+NETWORKS: dict[str, str] = {
+    "wrn-DEPTH-WIDTH": "wide residual network for images of any size, depth 6n + 4, for example wrn-28-10",
+    "conv-WIDTH[-DEPTH]": "small ConvNet for small images, 3 convolutions unless DEPTH says otherwise",
+    "mlp-WIDTH[-DEPTH]": "perceptron for vectors and tiny images, 2 hidden layers unless DEPTH says otherwise",
+}
+"""The names that `build_network` understands; the words in capitals stand for whole numbers."""
+
+
+def build_network(
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    norm: str = "none",
+    dropout: float = 0.0,
+    activation: str = "leaky_relu",
+) -> nn.Module:
+    """The network called `name` (see NETWORKS) for inputs of `input_shape`, (c, h, w) or (d,), with fresh weights.
+
+    It maps a batch (b, *input_shape) to logits (b, num_classes). Weights come from torch's global generator; seed it,
+    or fork it, for a reproducible start. Raises ConfigError for an unknown name and for settings that contradict each
+    other or the input.
+    """
+    match = re.fullmatch(r"(wrn)-(\d+)-(\d+)|(conv|mlp)-(\d+)(?:-(\d+))?", name, re.ASCII)
+    if match is None:
+        known = "; ".join(f"{pattern}: {text}" for pattern, text in NETWORKS.items())
+        raise ConfigError(f"Unknown network {name!r}. Known names: {known}.")
+    kind, *numbers = (group for group in match.groups() if group is not None)
+    sizes = [int(number) for number in numbers]
+
+    if kind == "wrn":
+        channels, *sides = image_shape(f"Network {name!r}", input_shape)
+        check_normalisable(f"Network {name!r}", norm, *(math.ceil(side / 4) for side in sides))
+        depth, width = sizes
+        return WideResNet(
+            depth, width, num_classes, in_channels=channels, norm=norm, dropout=dropout, activation=activation
+        )
+    if kind == "conv":
+        return ConvNet(input_shape, num_classes, *sizes, norm=norm, dropout=dropout, activation=activation)
+    if norm != "none":
+        raise ConfigError(f"Network {name!r} has no normalisation, got norm={norm!r}. Use norm='none'.")
+    if not input_shape:
+        raise ConfigError(f"Network {name!r} needs inputs with at least one axis, got the empty shape ().")
+    return MLP(math.prod(input_shape), num_classes, *sizes, dropout=dropout, activation=activation)

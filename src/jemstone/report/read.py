@@ -1,0 +1,297 @@
+"""A run directory, read from its files alone: what the report knows about a run, typed and checked.
+
+`config.json` must be there and be sound; everything else may be missing or damaged, because a report is wanted most
+when a run was killed half way. What could not be read is listed in `RunRecord.problems`, never repaired.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jemstone.errors import RunError
+
+FORMAT = 1
+"""The version of the run directory that this module reads."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number with its 95 % interval and the number of examples behind it."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence bins: b + 1 edges, and b counts, mean confidences, accuracies with intervals (NaN: empty bin)."""
+
+    edges: tuple[float, ...]
+    count: tuple[float, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Counts of one score in shared bins (b + 1 edges), for the test set and for each out-of-distribution set."""
+
+    edges: tuple[float, ...]
+    test: tuple[float, ...]
+    ood: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class RobustnessCurve:
+    """Accuracy under attack at each radius, in [0, 1] pixel units, with intervals."""
+
+    eps: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SampleImage:
+    """A picture of samples that lies in the run directory."""
+
+    name: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that a run directory says about itself."""
+
+    path: Path
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metrics: tuple[Mapping[str, float], ...] = ()
+    events: tuple[Mapping[str, Any], ...] = ()
+    results: tuple[Result, ...] = ()
+    reliability: Reliability | None = None
+    scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
+    robustness: Mapping[str, RobustnessCurve] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    samples: tuple[SampleImage, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def result(self, name: str) -> Result | None:
+        """The result called `name`, or None where it was not measured."""
+        return next((r for r in self.results if r.name == name), None)
+
+    def curve(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and finite values of one training metric."""
+        return _curve(self.metrics, key)
+
+    def validation(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and finite values of one number measured on the validation set."""
+        rows = [_numbers(event) for event in self.events if event.get("event") == "validation"]
+        return _curve(_surviving(rows), key)
+
+    def event_steps(self, kind: str) -> list[int]:
+        """The steps at which an event of this kind happened."""
+        return [int(step) for e in self.events if e.get("event") == kind and (step := _number(e.get("step"))) == step]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read the run directory at `path`.
+
+    Raises RunError where `path` is no run or its config.json is damaged or of another version. Other files may be
+    missing; damaged ones count as missing and are named in `problems`.
+    """
+    head = _read_config(path)
+    problems: list[str] = []
+    figures = _read_json(path / "figures.json", dict, problems)
+    results = _read_json(path / "results.json", list, problems)
+    return RunRecord(
+        path=path,
+        config=head["config"],
+        data=_mapping(head.get("data")),
+        environment=_mapping(head.get("environment")),
+        metrics=_surviving([_numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)]),
+        events=tuple(_read_lines(path / "events.jsonl", problems)),
+        results=_results(results or [], problems),
+        **_figures(figures or {}, problems),
+        samples=_samples(path / "samples"),
+        problems=tuple(problems),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.json, or a RunError that says what to do."""
+    remedy = "Give the directory of a run that `jemstone train` made."
+    if not path.exists():
+        raise RunError(f"{path} does not exist. {remedy}")
+    file = path / "config.json"
+    if not file.is_file():
+        raise RunError(f"{path} is no run directory: it has no config.json. {remedy}")
+    try:
+        head = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} cannot be read ({error}). Restore it from a copy, or train the run again with `jemstone train`."
+        ) from error
+    if not isinstance(head, dict) or not isinstance(head.get("config"), dict):
+        raise RunError(f"{file} holds no configuration of a run (an object with the key 'config'). {remedy}")
+    if head.get("format") != FORMAT:
+        raise RunError(
+            f"{file} has format {head.get('format')!r}, and this jemstone reads format {FORMAT}. "
+            "Use the version of jemstone that wrote it."
+        )
+    return head
+
+
+def _read_json(file: Path, kind: type, problems: list[str]) -> Any:
+    """The parsed file, or None where it is missing, damaged or not a `kind`; the latter two are noted."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{file.name} cannot be read ({error}) and counts as missing.")
+        return None
+    if not isinstance(content, kind):
+        problems.append(f"{file.name} does not have the expected form and counts as missing.")
+        return None
+    return content
+
+
+def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """One object per line. A damaged last line is what a killed run leaves behind, and is passed over in silence."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows, damaged = [], 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            damaged += number < len(lines)
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    if damaged:
+        problems.append(f"{file.name} has {damaged} damaged line(s), which are left out.")
+    return rows
+
+
+def _surviving(rows: Sequence[Mapping[str, float]]) -> tuple[Mapping[str, float], ...]:
+    """The rows that led to the final weights: going back to an earlier step discards what came after it."""
+    kept: list[Mapping[str, float]] = []
+    for row in rows:
+        if not math.isfinite(row.get("step", math.nan)):
+            continue
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return tuple(kept)
+
+
+def _curve(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    points = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _results(rows: list[Any], problems: list[str]) -> tuple[Result, ...]:
+    results = []
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "value" not in row:
+            problems.append("results.json has an entry without a name or a value, which is left out.")
+            continue
+        low, high, n = _number(row.get("low")), _number(row.get("high")), _number(row.get("n"))
+        results.append(
+            Result(
+                name=row["name"],
+                value=_number(row["value"]),
+                low=low if math.isfinite(low) else None,
+                high=high if math.isfinite(high) else None,
+                n=int(n) if math.isfinite(n) else None,
+            )
+        )
+    return tuple(results)
+
+
+def _figures(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The parts of figures.json, each checked on its own so that one damaged part does not cost the others."""
+
+    def part(name: str, build: Any, source: Any) -> Any:
+        if not source:
+            return None
+        try:
+            return build(source)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.append(f"figures.json: the part {name!r} does not have the expected form and is left out.")
+            return None
+
+    scores = {k: part(f"scores/{k}", _histogram, v) for k, v in _mapping(content.get("scores")).items()}
+    curves = {k: part(f"robustness/{k}", _robustness, v) for k, v in _mapping(content.get("robustness")).items()}
+    notes = content.get("notes")
+    return {
+        "reliability": part("reliability", _reliability, content.get("reliability")),
+        "scores": {k: v for k, v in scores.items() if v is not None},
+        "robustness": {k: v for k, v in curves.items() if v is not None},
+        "protocol": _mapping(content.get("protocol")),
+        "notes": tuple(str(note) for note in notes) if isinstance(notes, list) else (),
+    }
+
+
+def _reliability(source: Mapping[str, Any]) -> Reliability:
+    bins = len(source["edges"]) - 1
+    names = ("count", "confidence", "accuracy", "low", "high")
+    return Reliability(_floats(source["edges"], bins + 1), *(_floats(source[name], bins) for name in names))
+
+
+def _histogram(source: Mapping[str, Any]) -> ScoreHistogram:
+    bins = len(source["edges"]) - 1
+    ood = {str(name): _floats(counts, bins) for name, counts in source["ood"].items()}
+    return ScoreHistogram(_floats(source["edges"], bins + 1), _floats(source["test"], bins), ood)
+
+
+def _robustness(source: Mapping[str, Any]) -> RobustnessCurve:
+    n = len(source["eps"])
+    return RobustnessCurve(*(_floats(source[name], n) for name in ("eps", "accuracy", "low", "high")))
+
+
+def _samples(folder: Path) -> tuple[SampleImage, ...]:
+    """The pictures, in the order in which they are best read: what was drawn, where chains stand, the truth."""
+    order = {"fresh": 0, "buffer": 1, "data": 2}
+    images = []
+    for file in sorted(folder.glob("*.png"), key=lambda f: (order.get(f.stem, 3), f.stem)):
+        sidecar = _mapping(_read_json(file.with_suffix(".json"), dict, []))
+        images.append(SampleImage(file.stem, file, str(sidecar.get("caption", ""))))
+    return tuple(images)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float:
+    """A float; NaN for anything that is not a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: _number(value) for key, value in row.items()}
+
+
+def _floats(values: Sequence[Any], length: int) -> tuple[float, ...]:
+    if len(values) != length:
+        raise ValueError(f"expected {length} values, got {len(values)}")
+    return tuple(_number(value) for value in values)

@@ -1,0 +1,125 @@
+"""The run directory: everything about one training run, as plain files.
+
+config.json        configuration, facts about the data, environment
+metrics.jsonl      one object per logged step
+events.jsonl       what happened: started, resumed, validation, checkpoint, diverged, finished
+checkpoints/       step-00000500.safetensors ...
+initial.safetensors  where chains start, if it was estimated from data
+results.json       evaluated numbers: a list of {name, value, low, high, n}
+figures.json       the arrays behind the figures of the report
+samples/           sample grids, as pictures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jemstone.errors import RunError
+
+FORMAT = 1
+
+
+class Run:
+    """One run directory. Opening checks that it is one; `create` makes it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise RunError(
+                f"There is no run directory at {self.path}. `jemstone train RECIPE --run {self.path}` makes one."
+            )
+        if not (self.path / "config.json").is_file():
+            raise RunError(f"{self.path} is not a run directory: it holds no config.json.")
+        self.info = self.read_json("config.json")
+        if self.info.get("format") != FORMAT:
+            raise RunError(
+                f"{self.path / 'config.json'} has format {self.info.get('format')!r}; "
+                f"this version of jemstone reads {FORMAT}."
+            )
+
+    @classmethod
+    def create(cls, path: str | Path, info: Mapping[str, Any]) -> Run:
+        """A new run directory with `info` (config, data, environment) in its config.json."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path} exists and is not empty. Choose another --run, delete it, or continue it with "
+                f"`jemstone train --resume {path}`."
+            )
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot make a run directory at {path}: {error.strerror}.") from error
+        write_atomically(path / "config.json", _json_bytes({"format": FORMAT, **info}))
+        return cls(path)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Append a row to metrics.jsonl."""
+        self._append("metrics.jsonl", metrics)
+
+    def event(self, event: str, step: int, **details: Any) -> None:
+        """Append a row to events.jsonl."""
+        self._append("events.jsonl", {"event": event, "step": step, **details})
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"Cannot read {self.path / name}: {error}") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        write_atomically(self.path / name, _json_bytes(content))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a .jsonl file; a last line cut short by a kill is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget logged rows after `step`: they will be written again, bit for bit, by the resumed run."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            if (self.path / name).exists():
+                kept = [row for row in self.rows(name) if row["step"] <= step]
+                text = "".join(json.dumps(row) + "\n" for row in kept)
+                write_atomically(self.path / name, text.encode())
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a kill or a full disk at any moment leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"Cannot write {path}: {error.strerror}. The previous content, if any, is untouched.") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

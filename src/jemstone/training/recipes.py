@@ -1,0 +1,164 @@
+"""Named presets as values: each as published, and a small-budget variant of each for tiny images on a CPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jemstone.data.batches import Augment
+from jemstone.errors import ConfigError
+from jemstone.objective import LossWeights
+from jemstone.training.config import ChainConfig, NetworkConfig, OptimizerConfig, TrainConfig
+
+
+class Recipe(NamedTuple):
+    """A preset: its configuration, one line on what it is, and where it comes from."""
+
+    config: TrainConfig
+    summary: str
+    source: str
+
+
+_CROP_FLIP = Augment(crop_padding=4, flip=True)
+_CROP_FLIP_NOISE = Augment(crop_padding=4, flip=True, noise=0.03)
+_PLAIN = Augment()
+
+_CLASSIFIER = TrainConfig(
+    recipe="classifier",
+    network=NetworkConfig("wrn-28-10", norm="batch", activation="relu"),
+    optimizer=OptimizerConfig(
+        "sgd", 0.1, weight_decay=5e-4, schedule="step", milestones=(0.3, 0.6, 0.8), decay_factor=0.2
+    ),
+    epochs=200,
+    batch_size=128,
+    augment=_CROP_FLIP,
+    validate_every=1000,
+    checkpoint_every=1000,
+)
+
+_JEM = TrainConfig(
+    recipe="jem",
+    network=NetworkConfig("wrn-28-10"),
+    weights=LossWeights(class_nll=1.0, marginal=1.0),
+    chains=ChainConfig("langevin", steps=20, step_size=1.0, noise=0.01, restart_rate=0.05, buffer_size=10_000),
+    optimizer=OptimizerConfig(
+        "adam", 1e-4, warmup_steps=1000, schedule="step", milestones=(1 / 3, 2 / 3), decay_factor=0.3
+    ),
+    epochs=150,
+    augment=_CROP_FLIP_NOISE,
+    augment_real=_CROP_FLIP_NOISE,
+    validate_every=1000,
+    checkpoint_every=1000,
+)
+
+_JEMPP = _JEM.with_values(
+    recipe="jem++",
+    network={"norm": "batch"},
+    chains=ChainConfig("clipped", steps=10, noise=0.0, clamp=True, start="gaussian", mode="train"),
+    optimizer=OptimizerConfig(
+        "sgd",
+        0.1,
+        weight_decay=4e-4,
+        warmup_steps=1000,
+        schedule="step",
+        milestones=(50 / 150, 100 / 150, 125 / 150),
+        decay_factor=0.2,
+    ),
+)
+
+_SADA_JEM = _JEMPP.with_values(
+    recipe="sada-jem",
+    chains={"steps": 5},
+    optimizer=OptimizerConfig(
+        "sgd",
+        0.1,
+        weight_decay=5e-4,
+        warmup_steps=1000,
+        schedule="step",
+        milestones=(0.3, 0.6, 0.9),
+        decay_factor=0.2,
+        sam_rho=2.0,
+        sam_adaptive=True,
+    ),
+    epochs=200,
+    batch_size=128,
+    augment=_CROP_FLIP,
+    augment_real=_PLAIN,
+)
+
+_SMALL_ADAM = OptimizerConfig("adam", 2e-3, warmup_steps=100, schedule="cosine")
+
+_CLASSIFIER_SMALL = TrainConfig(
+    recipe="classifier-small",
+    network=NetworkConfig("conv-32", activation="silu"),
+    optimizer=_SMALL_ADAM,
+    epochs=60,
+    augment=Augment(noise=0.03),
+    ema=0.995,
+)
+
+_JEM_SMALL = _CLASSIFIER_SMALL.with_values(
+    recipe="jem-small",
+    weights=LossWeights(class_nll=3.0, marginal=1.0),
+    chains=ChainConfig("langevin", steps=10, noise=0.01, clamp=True, buffer_size=2000),
+    augment=Augment(noise=0.3),
+    augment_real=Augment(noise=0.03),
+)
+
+_JEMPP_SMALL = _JEM_SMALL.with_values(
+    recipe="jem++-small",
+    network={"norm": "batch"},
+    chains={"kernel": "clipped", "noise": 0.0, "start": "gaussian", "mode": "train"},
+)
+
+_SADA_JEM_SMALL = _JEMPP_SMALL.with_values(
+    recipe="sada-jem-small",
+    chains={"steps": 5},
+    optimizer={"sam_rho": 0.5, "sam_adaptive": True},
+    augment_real=_PLAIN,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "classifier": Recipe(
+        _CLASSIFIER,
+        "Plain cross-entropy on a Wide ResNet: the baseline that every JEM must be shown beside.",
+        "Zagoruyko & Komodakis, BMVC 2016",
+    ),
+    "jem": Recipe(
+        _JEM,
+        "log p(y|x) + log p(x); 20 Langevin steps from a buffer of noise starts; no normalisation.",
+        "Grathwohl et al., ICLR 2020",
+    ),
+    "jem++": Recipe(
+        _JEMPP,
+        "Clipped steps without noise, class-conditional Gaussian starts, BatchNorm in train mode, SGD.",
+        "Yang & Ji, ICCV 2021",
+    ),
+    "sada-jem": Recipe(
+        _SADA_JEM,
+        "Five clipped steps, adaptive SAM, augmented stream for p(y|x) and plain stream for p(x).",
+        "Yang, Su & Ji, 2023",
+    ),
+    "classifier-small": Recipe(
+        _CLASSIFIER_SMALL, "The baseline for tiny images on a CPU: small ConvNet, Adam, cosine decay.", "jemstone"
+    ),
+    "jem-small": Recipe(
+        _JEM_SMALL,
+        "JEM for tiny images on a CPU: 10 Langevin steps in the box, SiLU, EMA, noisier labelled stream.",
+        "jemstone, after Grathwohl et al. 2020",
+    ),
+    "jem++-small": Recipe(
+        _JEMPP_SMALL, "JEM++'s chains and BatchNorm on the small network.", "jemstone, after Yang & Ji 2021"
+    ),
+    "sada-jem-small": Recipe(
+        _SADA_JEM_SMALL,
+        "SADA-JEM's five steps and adaptive SAM on the small network.",
+        "jemstone, after Yang et al. 2023",
+    ),
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The configuration of a named preset."""
+    if name not in RECIPES:
+        raise ConfigError(f"There is no recipe {name!r}. Choose one of: {', '.join(RECIPES)}.")
+    return RECIPES[name].config

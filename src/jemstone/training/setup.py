@@ -1,0 +1,124 @@
+"""From a configuration to what a step is made of: device, streams, starts, kernel, optimiser, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from jemstone.data import Dataset, Stream, labelled, to_box
+from jemstone.errors import ConfigError
+from jemstone.sampling import (
+    ClassGaussian,
+    Initial,
+    Sampler,
+    clipped,
+    from_data,
+    langevin,
+    langevin_temperature,
+    mala,
+    uniform,
+)
+from jemstone.sampling.kernels import Box
+from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
+
+
+class Streams(NamedTuple):
+    """The two streams of a run: labelled and augmented for p(y|x), plain and complete for the generative terms."""
+
+    labelled: Stream
+    real: Stream
+
+    @classmethod
+    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric) -> Streams:
+        """Streams over the training split of `data`."""
+        known = labelled(data.train)
+        place = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
+        return cls(
+            Stream(known, config.batch_size, config.augment, seed=config.seed, name="labelled", **place),
+            Stream(data.train, config.real_batch_size, config.augment_real, seed=config.seed, name="real", **place),
+        )
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Device and precision of a run. One process; several ranks are refused rather than run wrongly."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' and no CUDA device is available. Use --device auto or --device cpu.")
+    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
+    if fabric.world_size > 1:
+        raise ConfigError(f"Started as {fabric.world_size} processes; training runs in one. Start it without torchrun.")
+    return fabric
+
+
+def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> Initial:
+    """Where chains start, as `config.chains.start` says; estimated from the labelled training examples."""
+    if config.chains.start == "uniform":
+        return uniform(data.input_shape, data.box)
+    known = labelled(data.train)
+    if config.chains.start == "gaussian":
+        inputs = to_box(known.inputs)
+        return ClassGaussian.fit(inputs, known.labels, data.num_classes, box=data.box).to(device)
+    return from_data(to_box(known.inputs).to(device), known.labels.to(device), data.num_classes)
+
+
+def make_sampler(chains: ChainConfig, box: Box | None) -> Sampler:
+    """The kernel that a configuration describes; `box` is where the data lives, used if `chains.clamp` says so."""
+    box = box if chains.clamp else None
+    if chains.kernel == "langevin":
+        return langevin(chains.step_size, chains.noise, box=box)
+    if chains.kernel == "clipped":
+        return clipped(chains.step_size, clip=chains.clip, noise=chains.noise, box=box)
+    return mala(chains.step_size, temperature=langevin_temperature(chains.step_size, chains.noise), box=box)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser that a configuration describes, over all parameters of `model`."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError("The network has no parameter to train: every one has requires_grad=False.")
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """The learning rate of `step` (counted from 0) of `total`: a pure function, so there is no schedule to save."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "step":
+        return config.learning_rate * config.decay_factor ** sum(step >= m * total for m in config.milestones)
+    return config.learning_rate
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a step needs besides the state: all of it is derived from the configuration and the data."""
+
+    config: TrainConfig
+    streams: Streams
+    sampler: Sampler
+    initial: Initial | None
+    fabric: Fabric
+    box: Box | None
+
+    @classmethod
+    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric) -> Trainer:
+        """The trainer of `config` on `data`."""
+        initial = make_initial(data, config, fabric.device) if config.weights.generative else None
+        sampler = make_sampler(config.chains, data.box)
+        return cls(config, Streams.create(data, config, fabric), sampler, initial, fabric, data.box)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.total_steps(len(self.streams.labelled.split))

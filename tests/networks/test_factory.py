@@ -1,0 +1,99 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from jemstone.errors import ConfigError
+from jemstone.networks import MLP, NETWORKS, ConvNet, WideResNet, build_network
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("wrn-10-1", (3, 32, 32), WideResNet),
+        ("wrn-16-2", (1, 28, 28), WideResNet),
+        ("conv-8", (1, 8, 8), ConvNet),
+        ("conv-8-4", (3, 33, 47), ConvNet),
+        ("mlp-16", (5,), MLP),
+        ("mlp-16-3", (1, 8, 8), MLP),
+    ],
+)
+def test_a_name_builds_its_network_for_the_input(name, shape, kind):
+    network = build_network(name, shape, 7)
+    assert type(network) is kind
+    assert network(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+def same_shapes(a: nn.Module, b: nn.Module) -> bool:
+    return {k: v.shape for k, v in a.state_dict().items()} == {k: v.shape for k, v in b.state_dict().items()}
+
+
+def test_the_numbers_in_a_name_are_depth_and_width():
+    assert same_shapes(build_network("wrn-16-2", (5, 8, 8), 3), WideResNet(16, 2, 3, in_channels=5))
+    assert same_shapes(build_network("conv-8", (1, 8, 8), 3), ConvNet((1, 8, 8), 3, width=8, depth=3))
+    assert same_shapes(build_network("conv-8-2", (1, 8, 8), 3), ConvNet((1, 8, 8), 3, width=8, depth=2))
+    assert same_shapes(build_network("mlp-8", (4,), 3), MLP(4, 3, width=8, depth=2))
+    assert same_shapes(build_network("mlp-8-1", (1, 2, 2), 3), MLP(4, 3, width=8, depth=1))
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "conv-8", "mlp-8"])
+def test_settings_reach_the_network(name):
+    norm = "none" if name.startswith("mlp") else "group"
+    network = build_network(name, (1, 8, 8), 2, norm=norm, dropout=0.25, activation="relu")
+    modules = list(network.modules())
+    assert {m.p for m in modules if isinstance(m, nn.Dropout)} == {0.25}
+    assert any(isinstance(m, nn.ReLU) for m in modules)
+    assert not any(isinstance(m, nn.LeakyReLU | nn.SiLU) for m in modules)
+    assert any(isinstance(m, nn.GroupNorm) for m in modules) is (norm == "group")
+    plain = list(build_network(name, (1, 8, 8), 2).modules())
+    assert {m.negative_slope for m in plain if isinstance(m, nn.LeakyReLU)} == {0.2}
+    assert not any(isinstance(m, nn.Dropout | nn.GroupNorm) for m in plain)
+
+
+def test_every_documented_name_builds():
+    sizes = {"DEPTH": "10", "WIDTH": "4"}
+    for pattern in NETWORKS:
+        full = re.sub(r"[A-Z]+", lambda word: sizes[word[0]], pattern)
+        for name in {re.sub(r"\[.*\]", "", full), full.replace("[", "").replace("]", "")}:
+            assert build_network(name, (1, 8, 8), 2)(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "resnet-18", "wrn", "wrn-28", "wrn-28-10-3", "conv", "conv-", "conv-8-3-1", "mlp-x", "WRN-10-1", "wrn-10-1\n"],
+)
+def test_an_unknown_name_is_answered_with_the_known_ones(name):
+    with pytest.raises(ConfigError) as caught:
+        build_network(name, (1, 8, 8), 2)
+    assert repr(name) in str(caught.value)
+    assert all(pattern in str(caught.value) for pattern in NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "settings", "named"),
+    [
+        ("wrn-27-2", (3, 32, 32), {}, "6n.*27"),
+        ("wrn-10-0", (3, 32, 32), {}, "width is 0"),
+        ("wrn-10-1", (64,), {}, r"'wrn-10-1'.*\(64,\).*mlp"),
+        ("wrn-10-1", (3, 4, 4), {"norm": "instance"}, "'wrn-10-1'.*norm='instance'.*norm='group'"),
+        ("conv-8", (64,), {}, r"\(64,\).*mlp"),
+        ("conv-0", (1, 8, 8), {}, "width is 0"),
+        ("mlp-8", (4,), {"norm": "batch"}, "'mlp-8'.*norm='batch'.*norm='none'"),
+        ("mlp-8", (), {}, r"\(\)"),
+        ("mlp-8", (0,), {}, "input_dim is 0"),
+        ("mlp-8", (4,), {"dropout": -0.5}, r"-0\.5.*\[0, 1\)"),
+        ("conv-8", (1, 8, 8), {"activation": "swish"}, "'swish'.*silu"),
+        ("wrn-10-1", (1, 8, 8), {"norm": "layer"}, "'layer'.*group"),
+    ],
+)
+def test_impossible_combinations_are_named(name, shape, settings, named):
+    with pytest.raises(ConfigError, match=named):
+        build_network(name, shape, 3, **settings)
+
+
+def test_instance_norm_on_the_smallest_images_that_it_allows():
+    network = build_network("wrn-10-1", (3, 4, 5), 3, norm="instance")
+    assert network(torch.zeros(2, 3, 4, 5)).shape == (2, 3)
