@@ -11,7 +11,6 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from jemstone import __version__
 from jemstone.console import results_table, show_training, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -22,6 +21,7 @@ from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.session import Session
 from jemstone.training.trained import load_trained
+from jemstone.version import __version__
 
 # `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
 SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
@@ -69,8 +69,9 @@ def _train(options: Namespace, console: Console) -> None:
 
 
 def _config(options: Namespace) -> TrainConfig:
-    names = set(TrainConfig.__dataclass_fields__) & set(vars(options))
-    return TrainConfig(**{name: getattr(options, name) for name in names})
+    settings = options.as_dict()
+    names = TrainConfig.__dataclass_fields__
+    return TrainConfig.from_dict({name: settings[name] for name in names})
 
 
 def _evaluate(options: Namespace, console: Console) -> None:

@@ -119,9 +119,8 @@ def test_no_image_column(tmp_path):
 
 
 def test_two_image_columns(tmp_path):
-    two = datasets.concatenate_datasets(
-        [table(), table(label=None).select_columns("img").rename_column("img", "x")], axis=1
-    )
+    other = table(label=None).select_columns("img").rename_column("img", "other")
+    two = datasets.concatenate_datasets([table(), other], axis=1)
     with pytest.raises(DataError, match="one column of type Image; it has 2"):
         load_dataset(save(tmp_path / "set", train=two))
 

@@ -117,6 +117,11 @@ def test_fpr95_never_splits_a_tie():
     assert fpr95(np.arange(20.0), np.array([0.0, 0.5, 1.0, 30.0])) == 0.5  # 19 of 20 accepted: threshold 1
 
 
+def test_fpr95_rounds_the_number_of_accepted_up():
+    assert fpr95(np.arange(7.0), np.array([0.5])) == 1  # 95 % of 7 is 6.65, so all 7 are accepted: threshold 0
+    assert fpr95(np.arange(20.0), np.array([0.5])) == 0  # 95 % of 20 is 19, exactly
+
+
 def test_detection_reports_the_same_values_inside_their_intervals():
     inside, outside = scores_with_ties()
     results = detection("ood/x/y", inside, outside, resamples=200)

@@ -193,6 +193,8 @@ def test_a_constant_score_still_has_a_histogram(vectors):
     assert by_name["ood/noise/log_density/auroc"][1:4] == (0.5, 0.5, 0.5)
     assert by_name["ood/noise/log_density/fpr95"].value == 1
     assert sum(evaluation.figures["scores"]["log_density"]["test"]) == 50
+    edges = evaluation.figures["scores"]["log_density"]["edges"]
+    assert edges == sorted(set(edges))
 
 
 def test_outliers_are_counted_in_the_end_bins(vectors):

@@ -16,7 +16,7 @@ Builder = Callable[..., Path]
 
 
 def result(name: str, value: float, spread: float = 0.02, n: int = 360) -> dict[str, Any]:
-    return {"name": name, "value": value, "low": value - spread, "high": value + spread, "n": n}
+    return {"name": name, "value": value, "low": max(value - spread, 0.0), "high": min(value + spread, 1.0), "n": n}
 
 
 def write(path: Path, content: Any) -> None:
@@ -51,7 +51,12 @@ def figures(rng: np.random.Generator, sets: list[str], drop: float) -> dict[str,
         return [int(c) for c in np.histogram(rng.normal(centre, 2.0, n), edges)[0]]
 
     return {
-        "protocol": {"version": "v1", "interval": "95 % bootstrap, 1,000 resamples", "bins": 10, "attack": {"steps": 40}},
+        "protocol": {
+            "version": "v1",
+            "interval": "95 % bootstrap, 1,000 resamples",
+            "bins": 10,
+            "attack": {"steps": 40},
+        },
         "notes": ["Attacks ran on 100 test images."],
         "reliability": {
             "edges": [i / 10 for i in range(11)],
@@ -101,6 +106,11 @@ def metrics(rng: np.random.Generator, steps: int, jem: bool) -> list[dict[str, A
             row |= {"chain_grad_norm": 0.5 + 0.05 * abs(wobble), "saturated": 0.3 + 0.02 * wobble}
         rows.append(row)
     return rows
+
+
+@pytest.fixture(scope="session", name="build_run")
+def run_builder() -> Builder:
+    return build_run
 
 
 @pytest.fixture

@@ -66,9 +66,8 @@ def augment(x: Float[Tensor, "b ..."], settings: Augment, rng: torch.Generator) 
         if settings.flip:
             mirrored = torch.rand((b, 1), generator=rng, device=rng.device).to(x.device) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
-        image = torch.arange(b, device=x.device)[:, None, None, None]
-        channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
-        x = x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        place = (rows[:, :, None] * w + columns[:, None, :]).reshape(b, 1, h * w).expand(b, x.shape[1], h * w)
+        x = x.flatten(2).gather(2, place).reshape(x.shape)
     if settings.noise:
         x = x + settings.noise * torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
     return x
@@ -144,7 +143,7 @@ class Stream:
         if step < 0:
             raise ConfigError(f"step is {step}. Steps are counted from 0.")
         index = self._indices(step).to(self.split.labels.device)
-        x = to_box(self.split.inputs[index])
+        x = to_box(self.split.inputs.index_select(0, index))
         rng = generator(self.seed, self.name, "augment", step, self.rank)
         return Batch(augment(x, self.augment, rng), self.split.labels[index])
 

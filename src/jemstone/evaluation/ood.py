@@ -126,7 +126,8 @@ def _auroc(positive: Int[np.ndarray, " u"], negative: Int[np.ndarray, " u"]) -> 
 
 def _aupr(positive: Int[np.ndarray, " u"], negative: Int[np.ndarray, " u"]) -> float:
     accepted, hits = np.cumsum((positive + negative)[::-1]), np.cumsum(positive[::-1])
-    return float(positive[::-1] @ (hits / np.maximum(accepted, 1)) / positive.sum())
+    # Not a dot product: BLAS would start threads for it, thousands of times.
+    return float((positive[::-1] * (hits / np.maximum(accepted, 1))).sum() / positive.sum())
 
 
 def _fpr95(positive: Int[np.ndarray, " u"], negative: Int[np.ndarray, " u"]) -> float:

@@ -1,7 +1,7 @@
 """A run directory, read from its files alone: what the report knows about a run, typed and checked.
 
-`config.json` must be there and be sound; everything else may be missing or damaged, because a report is wanted most
-when a run was killed half way. What could not be read is listed in `RunRecord.problems`, never repaired.
+`config.json` must be sound; all else may be missing or damaged, because a report is wanted most when a run was killed
+half way. What could not be read is listed in `RunRecord.problems`, never repaired.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class RunRecord:
 
     def event_steps(self, kind: str) -> list[int]:
         """The steps at which an event of this kind happened."""
-        return [int(step) for e in self.events if e.get("event") == kind and (step := _number(e.get("step"))) == step]
+        steps = [_number(event.get("step")) for event in self.events if event.get("event") == kind]
+        return [int(step) for step in steps if math.isfinite(step)]
 
 
 def read_run(path: Path) -> RunRecord:
@@ -116,7 +117,7 @@ def read_run(path: Path) -> RunRecord:
     head = _read_config(path)
     problems: list[str] = []
     figures = _read_json(path / "figures.json", dict, problems)
-    results = _read_json(path / "results.json", list, problems)
+    results = _read_json(path / "results.json", list, problems) or []
     return RunRecord(
         path=path,
         config=head["config"],
@@ -124,7 +125,7 @@ def read_run(path: Path) -> RunRecord:
         environment=_mapping(head.get("environment")),
         metrics=_surviving([_numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)]),
         events=tuple(_read_lines(path / "events.jsonl", problems)),
-        results=_results(results or [], problems),
+        results=_results(results, problems),
         **_figures(figures or {}, problems),
         samples=_samples(path / "samples"),
         problems=tuple(problems),
@@ -172,9 +173,7 @@ def _read_json(file: Path, kind: type, problems: list[str]) -> Any:
 
 def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     """One object per line. A damaged last line is what a killed run leaves behind, and is passed over in silence."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     rows, damaged = [], 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -186,8 +185,7 @@ def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    if damaged:
-        problems.append(f"{file.name} has {damaged} damaged line(s), which are left out.")
+    problems += [f"{file.name} has {damaged} damaged line(s), which are left out."] if damaged else []
     return rows
 
 
@@ -204,8 +202,8 @@ def _surviving(rows: Sequence[Mapping[str, float]]) -> tuple[Mapping[str, float]
 
 
 def _curve(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
-    points = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-    return [x for x, _ in points], [y for _, y in points]
+    kept = [row for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [row["step"] for row in kept], [row[key] for row in kept]
 
 
 def _results(rows: list[Any], problems: list[str]) -> tuple[Result, ...]:
@@ -254,18 +252,21 @@ def _figures(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 def _reliability(source: Mapping[str, Any]) -> Reliability:
     bins = len(source["edges"]) - 1
     names = ("count", "confidence", "accuracy", "low", "high")
-    return Reliability(_floats(source["edges"], bins + 1), *(_floats(source[name], bins) for name in names))
+    return Reliability(
+        _floats(source["edges"], bins + 1, finite=True), *(_floats(source[name], bins) for name in names)
+    )
 
 
 def _histogram(source: Mapping[str, Any]) -> ScoreHistogram:
     bins = len(source["edges"]) - 1
     ood = {str(name): _floats(counts, bins) for name, counts in source["ood"].items()}
-    return ScoreHistogram(_floats(source["edges"], bins + 1), _floats(source["test"], bins), ood)
+    return ScoreHistogram(_floats(source["edges"], bins + 1, finite=True), _floats(source["test"], bins), ood)
 
 
 def _robustness(source: Mapping[str, Any]) -> RobustnessCurve:
     n = len(source["eps"])
-    return RobustnessCurve(*(_floats(source[name], n) for name in ("eps", "accuracy", "low", "high")))
+    accuracy, low, high = (_floats(source[name], n) for name in ("accuracy", "low", "high"))
+    return RobustnessCurve(_floats(source["eps"], n, finite=True), accuracy, low, high)
 
 
 def _samples(folder: Path) -> tuple[SampleImage, ...]:
@@ -291,7 +292,8 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: _number(value) for key, value in row.items()}
 
 
-def _floats(values: Sequence[Any], length: int) -> tuple[float, ...]:
-    if len(values) != length:
-        raise ValueError(f"expected {length} values, got {len(values)}")
-    return tuple(_number(value) for value in values)
+def _floats(values: Sequence[Any], length: int, *, finite: bool = False) -> tuple[float, ...]:
+    floats = tuple(_number(value) for value in values)
+    if len(floats) != length or (finite and not all(map(math.isfinite, floats))):
+        raise ValueError(f"expected {length} numbers")
+    return floats

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ _WIDEST = 1000
 
 
 class Panel(NamedTuple):
-    """One picture: `uri` holds it as data, `alt` says what it shows, `run` is whose it is (None: of all runs)."""
+    """One picture: `uri` holds it as data (empty: damaged file), `alt` describes it, `run` owns it (None: all runs)."""
 
     heading: str
     uri: str
@@ -49,15 +48,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     records = [read_run(Path(path)) for path in runs]
     page = render(records)
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return out
 
 
@@ -204,16 +200,14 @@ def _samples(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str,
     groups: dict[str, list[Panel]] = {}
     for i, run in enumerate(runs):
         for sample in run.samples:
-            picture = _picture(sample)
-            if picture is not None:
-                uri, width = picture
-                alt = f"Images from {names[i]}: {sample.name}. {sample.caption}".strip()
-                groups.setdefault(sample.name, []).append(Panel(names[i], uri, alt, i, sample.caption, width))
+            uri, width = _picture(sample)
+            alt = f"Images from {names[i]}: {sample.name}. {sample.caption}".strip()
+            groups.setdefault(sample.name, []).append(Panel(sample.name, uri, alt, i, sample.caption, width))
     return list(groups.items())
 
 
-def _picture(sample: SampleImage) -> tuple[str, int] | None:
-    """The picture as a data URI and its width; large ones are shrunk. None where the file is no picture."""
+def _picture(sample: SampleImage) -> tuple[str, int]:
+    """The picture as a data URI and its width; large ones are shrunk. Both empty where the file is no picture."""
     try:
         content = sample.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -224,6 +218,6 @@ def _picture(sample: SampleImage) -> tuple[str, int] | None:
                 small.thumbnail((_WIDEST, 4 * _WIDEST))
                 small.save(buffer, "JPEG", quality=86)
                 content, width, kind = buffer.getvalue(), small.width, "jpeg"
-    except (OSError, ValueError, SyntaxError):
-        return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "", 0
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}", width

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from jemstone.report.read import RunRecord
 from jemstone.report.tables import number, radius_text, set_aurocs
 
+_FEW = 3
+"""So many runs are told one by one in the title and the sentence; of more, the range is told."""
+
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
     """A short name for each run, all different: its folder, with the parent folder where that is needed."""
@@ -22,7 +25,7 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
 def title(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     """What is compared, on what."""
     data = listing(list(dict.fromkeys(str(run.data.get("name", "unnamed data")) for run in runs)))
-    subject = listing(names) if len(names) <= 3 else f"{len(names)} runs"
+    subject = listing(names) if len(names) <= _FEW else f"{len(names)} runs"
     return f"{subject} on {data}" if len(names) == 1 else f"{subject}, compared on {data}"
 
 
@@ -45,8 +48,10 @@ def in_short(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     clauses += _ood_clause(records)
     radius = _headline_radius(records)
     if radius and (values := _per_run(records, f"pgd_linf/{radius}", percent=True)):
-        clauses.append(f"accuracy under L∞ attack of radius {radius_text(radius)} {values}")
-    who = f"{evaluated[0][1]}: " if len(evaluated) == 1 else f"In the order {listing([n for _, n in evaluated])}: "
+        clauses.append(f"accuracy {values} under L∞ attack of radius {radius_text(radius)}")
+    order = f"In the order {listing([name for _, name in evaluated])}: "
+    many = f"Over {len(evaluated)} runs, from the lowest value to the highest: "
+    who = f"{evaluated[0][1]}: " if len(evaluated) == 1 else many if len(evaluated) > _FEW else order
     return who + "; ".join(clauses or ["results are listed below"]) + "."
 
 
@@ -86,10 +91,16 @@ def _unlike(runs: Sequence[RunRecord]) -> list[str]:
 def _per_run(runs: Sequence[RunRecord], name: str, percent: bool) -> str:
     """The values of one result in the order of the runs; empty where no run has it."""
     found = [run.result(name) for run in runs]
-    if not any(found):
-        return ""
+    return _values([r.value if r is not None else None for r in found], percent) if any(found) else ""
+
+
+def _values(values: Sequence[float | None], percent: bool = False) -> str:
+    """All values of a few runs; the lowest and the highest of many."""
     unit = " %" if percent else ""
-    return listing([number(r.value, percent) + unit if r is not None else "(not measured)" for r in found])
+    known = [value for value in values if value is not None]
+    if len(values) > _FEW:
+        return f"{number(min(known), percent)} to {number(max(known), percent)}{unit}"
+    return listing([number(v, percent) + unit if v is not None else "(not measured)" for v in values])
 
 
 def _ood_clause(runs: Sequence[RunRecord]) -> list[str]:
@@ -98,11 +109,13 @@ def _ood_clause(runs: Sequence[RunRecord]) -> list[str]:
     common = [name for name in tables[0] if all(name in table for table in tables)]
     if not common:
         return []
-    means = listing([number(sum(table[s] for s in common) / len(common)) for table in tables])
+    means = _values([sum(table[s] for s in common) / len(common) for table in tables])
     if len(common) == 1:
         return [f"AUROC of log p(x) against {common[0]} {means}"]
     lowest = [min(common, key=table.__getitem__) for table in tables]
     worst = listing([f"{number(table[s])} ({s})" for table, s in zip(tables, lowest, strict=True)])
+    if len(runs) > _FEW:
+        worst = _values([min(table[s] for s in common) for table in tables])
     return [f"AUROC of log p(x) {means} on average over {len(common)} out-of-distribution sets, {worst} on the worst"]
 
 

@@ -53,7 +53,7 @@ class Matrix:
     worst: tuple[str, ...]
 
 
-GROUPS = ("Classification", "Calibration", "Robustness", "Other measurements")
+GROUPS = ("Classification", "Calibration", "Accuracy under attack", "Other measurements")
 
 SCORE_NAMES = {"log_density": "log p(x)", "max_probability": "max p(y|x)", "approximate_mass": "approximate mass"}
 
@@ -86,7 +86,9 @@ def measure(name: str) -> Measure:
     attack, _, radius = name.partition("/")
     if attack in _ATTACKS and radius:
         shown = radius_text(radius) if attack == "pgd_linf" else radius
-        return Measure("Robustness", f"Accuracy under PGD, {_ATTACKS[attack]} ≤ {shown}, %", +1, percent=True)
+        return Measure(
+            "Accuracy under attack", f"Under PGD, {_ATTACKS[attack]}\u00a0≤\u00a0{shown}, %", +1, percent=True
+        )
     return Measure("Other measurements", name)
 
 

@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import nn
 
-import jemstone
 from jemstone.data import Dataset, Split, load_dataset, to_box
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, Diverged
@@ -35,6 +34,7 @@ from jemstone.training.checkpoint import (
 from jemstone.training.config import TrainConfig
 from jemstone.training.loop import Metrics, TrainState, train
 from jemstone.training.setup import Trainer, make_fabric
+from jemstone.version import __version__
 
 CUSTOM = "custom"
 
@@ -253,7 +253,7 @@ def _facts(config: TrainConfig, data: Dataset, fabric: Fabric) -> dict[str, Any]
             "digest": data.digest(),
         },
         "environment": {
-            "jemstone": jemstone.__version__,
+            "jemstone": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": str(fabric.device),
