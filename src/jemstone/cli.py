@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.text import Text
 
-from jemstone.console import results_table, show_training, stage
+from jemstone.console import plain_console, results_table, show_training, stage
 from jemstone.data import grid
 from jemstone.demo import demo
 from jemstone.errors import ConfigError, JemstoneError
@@ -30,7 +31,7 @@ SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after an error that was explained on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    console = Console(soft_wrap=True)
+    console = plain_console()
     try:
         parsed = _parser(arguments).parse_args(_expand(arguments))
         if parsed.subcommand is None:
@@ -38,16 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         COMMANDS[parsed.subcommand](parsed[parsed.subcommand], console)
     except JemstoneError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-        return 1
+        return _explain(str(error))
+    except OSError as error:  # a path that cannot be written, a full disk: the user's to mend, and no bug of ours
+        return _explain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped.")
+        plain_console(stderr=True).print("Stopped.")
         return 130
     return 0
 
 
 def _train(options: Namespace, console: Console) -> None:
     if options.resume is not None:
+        if options.recipe or options.run or _config(options) != TrainConfig():
+            raise ConfigError(
+                "--resume goes on with the settings that the run was started with: leave out the recipe, --run and "
+                "every other setting, or start a new run with them."
+            )
         session = Session.resume(options.resume)
         console.print(f"Resuming {options.resume} at step {session.state.step} of {session.total_steps}.")
     else:
@@ -63,32 +70,35 @@ def _train(options: Namespace, console: Console) -> None:
     try:
         show_training(console, session.config.recipe, session.train(), session.state.step, session.total_steps)
     except KeyboardInterrupt:
-        console.print(f"Stopped. Go on from the last checkpoint with: jemstone train --resume {path}", highlight=False)
+        console.print(f"Stopped. Go on from the last checkpoint with: jemstone train --resume {path}")
         raise
-    console.print(f"Finished. Next: jemstone evaluate {path}", highlight=False)
+    console.print(f"Finished. Next: jemstone evaluate {path}")
 
 
 def _config(options: Namespace) -> TrainConfig:
     settings = options.as_dict()
-    names = TrainConfig.__dataclass_fields__
-    return TrainConfig.from_dict({name: settings[name] for name in names})
+    values = {name: settings[name] for name in TrainConfig.__dataclass_fields__}
+    return TrainConfig.from_dict({**values, "recipe": options.recipe or TrainConfig.recipe})
 
 
 def _evaluate(options: Namespace, console: Console) -> None:
     ood = dict(_named_source(text) for text in options.ood)
+    run, other = options.run, options.against
     results = {}
-    if options.against is not None:
-        results[Path(options.against).name] = read_results(options.against) or _evaluate_one(
-            options.against, ood, console
-        )
-    results[Path(options.path).name] = _evaluate_one(options.path, ood, console)
+    name, other_name = run.resolve().name, "" if other is None else other.resolve().name
+    if name == other_name:  # runs/a/jem and runs/b/jem
+        name, other_name = str(run), str(other)
+    if other is not None:
+        results[other_name] = read_results(other) or _evaluate_one(other, ood, console)
+    results[name] = _evaluate_one(run, ood, console)
     console.print(results_table(results, full=options.full))
-    console.print(f"Written to {Path(options.path) / 'results.json'}. Next: jemstone report {options.path}")
+    both = f"{run}" if other is None else f"{run} {other}"
+    console.print(f"Written to {run / 'results.json'}. Next: jemstone report {both}")
 
 
 def _evaluate_one(path: Path, ood: dict[str, str], console: Console) -> Any:
     with stage(console, f"Evaluating {path}"):
-        return evaluate_run(path, ood=ood, on_progress=lambda text: console.print(f"  {text}", highlight=False))
+        return evaluate_run(path, ood=ood, on_progress=lambda text: console.print(f"  {text}"))
 
 
 def _named_source(text: str) -> tuple[str, str]:
@@ -99,7 +109,11 @@ def _named_source(text: str) -> tuple[str, str]:
 
 
 def _sample(options: Namespace, console: Console) -> None:
-    trained = load_trained(options.path)
+    if options.out is not None and options.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out is the PNG file to write, with a name that ends in .png; got {options.out}.")
+    if options.buffer and options.steps is not None:
+        raise ConfigError("--buffer shows chains as training left them: leave out --steps.")
+    trained = load_trained(options.run)
     classes = len(trained.class_names)
     label, count = options.label, options.count
     if label is not None and not 0 <= label < classes:
@@ -107,7 +121,7 @@ def _sample(options: Namespace, console: Console) -> None:
     if count < 1:
         raise ConfigError(f"--count must be at least 1, got {count}.")
     if len(trained.input_shape) != 3:
-        raise ConfigError(f"{options.path} models vectors, and a grid shows images: use load_trained(...).sample().")
+        raise ConfigError(f"{options.run} models vectors, and a grid shows images: use load_trained(...).sample().")
     if options.buffer:
         images = buffer_chains(trained, count, label=label, seed=options.seed)
         if len(images) == 0:
@@ -119,12 +133,12 @@ def _sample(options: Namespace, console: Console) -> None:
     out = options.out or trained.run.path / "samples" / ("grid.png" if label is None else f"grid-{label}.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(images.clamp(-1, 1).cpu(), columns=min(10, len(images))).save(out)
-    console.print(f"{len(images)} samples in {out}", highlight=False)
+    console.print(f"{len(images)} samples in {out}")
 
 
 def _report(options: Namespace, console: Console) -> None:
-    out = options.out or Path(options.paths[0]) / "report.html"
-    console.print(f"Report: {write_report([Path(path) for path in options.paths], out)}", highlight=False)
+    out = options.out or Path(options.runs[0]) / "report.html"
+    console.print(f"Report: {write_report([Path(path) for path in options.runs], out)}")
 
 
 def _recipes(options: Namespace, console: Console) -> None:
@@ -134,17 +148,17 @@ def _recipes(options: Namespace, console: Console) -> None:
             f"{chains.steps} {chains.kernel} steps from {chains.start} starts" if config.weights.generative else "none"
         )
         descent = f"{optimizer.name} {optimizer.learning_rate:g}" + (" with ASAM" if optimizer.sam_adaptive else "")
-        console.print(f"[bold]{name}[/bold]  ({source})\n  {summary}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f"  ({source})\n  {summary}"))
         details = (
             f"  {config.network.name}, norm {config.network.norm}; chains: {moves}; {descent}; {config.epochs:g} epochs"
         )
-        console.print(details, highlight=False, style="dim")
-    console.print("\nEvery setting of a recipe: jemstone train RECIPE --print_config", highlight=False)
+        console.print(details, style="dim")
+    console.print("\nEvery setting of a recipe: jemstone train RECIPE --print_config")
 
 
 def _demo(options: Namespace, console: Console) -> None:
     report = demo(options.out, seed=options.seed, console=console)
-    console.print(f"Report: {report}", highlight=False)
+    console.print(f"Report: {report}")
 
 
 COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
@@ -161,26 +175,39 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     parser = ArgumentParser(prog="jemstone", version=__version__, description="Classifiers as energy-based models.")
     commands = parser.add_subcommands(required=False)
 
-    train = ArgumentParser(description="Train a recipe into a run directory, or go on with a run that was stopped.")
+    train = ArgumentParser(
+        usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
+        "       jemstone train --resume DIR",
+        description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
+        "`--network NAME` are short for --data.source and --network.name.",
+    )
     train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
     train.add_argument("--run", type=Path | None, help="run directory to make (default: runs/RECIPE-DATA-SEED)")
     train.add_argument("--resume", type=Path | None, help="run directory to go on with")
     train.add_argument("--config", action="config", help="YAML file of settings")
     train.add_class_arguments(TrainConfig, skip={"recipe"})
-    named = next((argument for argument in arguments if argument in RECIPES), None)
+    named = _named_recipe(arguments)
     if named is not None:
         train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
     commands.add_subcommand("train", train, help="train a recipe, or resume a run")
 
-    evaluate = ArgumentParser(description="Measure a run on its test data; writes results.json into it.")
-    evaluate.add_argument("path", metavar="RUN", type=Path, help="run directory")
-    evaluate.add_argument("--ood", nargs="*", default=[], help="further out-of-distribution sets, NAME=SOURCE ...")
+    evaluate = ArgumentParser(
+        usage="jemstone evaluate RUN [--ood NAME=SOURCE ...] [--against RUN] [--full]",
+        description="Measure a run on its test data; writes results.json into it.",
+    )
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument(
+        "--ood", nargs="*", default=[], metavar="NAME=SOURCE", help="further out-of-distribution sets"
+    )
     evaluate.add_argument("--against", type=Path | None, help="another run to show beside it")
     evaluate.add_argument("--full", action="store_true", help="print AUPR and FPR95 too")
     commands.add_subcommand("evaluate", evaluate, help="accuracy, calibration, out-of-distribution, robustness")
 
-    sample = ArgumentParser(description="Draw samples from a run's density as a picture.")
-    sample.add_argument("path", metavar="RUN", type=Path, help="run directory")
+    sample = ArgumentParser(
+        usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--buffer] [--seed N] [--out FILE.png]",
+        description="Draw samples from a run's density as a picture.",
+    )
+    sample.add_argument("run", metavar="RUN", type=Path, help="run directory")
     sample.add_argument("--label", type=int | None, help="samples of this class, from p(x|y); default: from p(x)")
     sample.add_argument("--count", type=int, default=50, help="how many")
     sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
@@ -189,15 +216,21 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     sample.add_argument("--out", type=Path | None, help="PNG to write (default: RUN/samples/grid.png)")
     commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
 
-    report = ArgumentParser(description="One self-contained HTML file about one or several runs.")
-    report.add_argument("paths", metavar="RUN", nargs="+", help="run directories")
+    report = ArgumentParser(
+        usage="jemstone report RUN [RUN ...] [--out FILE.html]",
+        description="One self-contained HTML file about one or several runs.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     report.add_argument("--out", type=Path | None, help="file to write (default: RUN/report.html of the first run)")
     commands.add_subcommand("report", report, help="compare runs in one HTML file")
 
-    recipes = ArgumentParser(description="The presets: what each is, and from which paper.")
+    recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
     commands.add_subcommand("recipes", recipes, help="list the presets")
 
-    show = ArgumentParser(description="A plain classifier and a JEM on digits, both evaluated, one report.")
+    show = ArgumentParser(
+        usage="jemstone demo [--out DIR] [--seed N]",
+        description="A plain classifier and a JEM on digits, both evaluated, one report.",
+    )
     show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
@@ -213,5 +246,15 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _named_recipe(arguments: Sequence[str]) -> str | None:
+    """The recipe among the arguments, whose settings are the defaults of the others; a value of an option is none."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        takes_value = before.startswith("--") and "=" not in before and before != "--print_config"
+        if argument in RECIPES and not takes_value:
+            return argument
+    return None
+
+
+def _explain(text: str) -> int:
+    plain_console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {text}"))
+    return 1

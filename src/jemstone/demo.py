@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jemstone.console import results_table, show_training, stage
+from jemstone.errors import RunError
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.report import write_report
 from jemstone.training.recipes import recipe
@@ -17,7 +18,9 @@ RECIPES = ("classifier-small", "jem-small")
 
 def demo(out: Path, *, seed: int, console: Console) -> Path:
     """Train and evaluate `RECIPES` on digits into `out`, print their table, and return the path of the report."""
-    console.print(f"Training a plain classifier and a JEM on 8x8 digits; everything goes to {out}.", highlight=False)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not empty. Choose another --out, or delete it.")
+    console.print(f"Training a plain classifier and a JEM on 8x8 digits; everything goes to {out}.")
     results = {}
     for name in RECIPES:
         run = out / name
@@ -25,7 +28,7 @@ def demo(out: Path, *, seed: int, console: Console) -> Path:
         with stage(console, f"{name}: training"):
             show_training(console, f"  {name}", session.train(), 0, session.total_steps)
         with stage(console, f"{name}: evaluation"):
-            results[name] = evaluate_run(run, on_progress=lambda text: console.print(f"  {text}", highlight=False))
+            results[name] = evaluate_run(run, on_progress=lambda text: console.print(f"  {text}"))
     report = write_report([out / name for name in RECIPES], out / "report.html")
     console.print(results_table(results))
     return report

@@ -21,6 +21,7 @@ from typing import Any
 from jemstone.errors import RunError
 
 FORMAT = 1
+HISTORY = ("started", "resumed", "diverged")
 
 
 class Run:
@@ -90,10 +91,13 @@ class Run:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Forget logged rows after `step`: they will be written again, bit for bit, by the resumed run."""
+        """Forget logged rows after `step`: they will be written again, bit for bit, by the resumed run.
+
+        What happened to the run stays: that it was started, resumed, or diverged.
+        """
         for name in ("metrics.jsonl", "events.jsonl"):
             if (self.path / name).exists():
-                kept = [row for row in self.rows(name) if row["step"] <= step]
+                kept = [row for row in self.rows(name) if row["step"] <= step or row.get("event") in HISTORY]
                 text = "".join(json.dumps(row) + "\n" for row in kept)
                 write_atomically(self.path / name, text.encode())
 

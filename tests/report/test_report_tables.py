@@ -62,6 +62,7 @@ def test_numbers_that_are_not_finite_have_words():
 def test_grey_levels_are_named():
     assert radius_text("0.031373") == "0.031373 (8/255)"
     assert radius_text("0.1") == "0.1"
+    assert radius_text("0.2") == "0.2"
     assert radius_text("adaptive") == "adaptive"
 
 
@@ -88,7 +89,7 @@ def test_differing_settings_are_found_at_any_depth(make_run):
 def test_the_sentence_holds_the_main_numbers(make_run):
     paths = [make_run("jem"), make_run("plain", jem=False, accuracy=0.981, ood={"letters": 0.8, "noise": 0.6})]
     runs = [read_run(path) for path in paths]
-    assert in_short(runs, labels(runs)) == (
+    assert in_short(runs, labels(runs)).replace("\u00a0", " ") == (
         "In the order jem and plain: accuracy 97.2 % and 98.1 %; expected calibration error 2.7 % and 2.7 %; "
         "AUROC of log p(x) 0.950 and 0.700 on average over 2 out-of-distribution sets, "
         "0.912 (letters) and 0.600 (noise) on the worst; accuracy 52.0 % and 52.0 % under L∞ attack of radius 0.05."
@@ -98,7 +99,7 @@ def test_the_sentence_holds_the_main_numbers(make_run):
 
 def test_of_many_runs_the_sentence_gives_the_range(make_run):
     runs = [read_run(make_run(f"run-{i}", accuracy=0.9 + i / 100, missing=("figures",))) for i in range(4)]
-    text = in_short(runs, labels(runs))
+    text = in_short(runs, labels(runs)).replace("\u00a0", " ")
     assert text.startswith("Over 4 runs, from the lowest value to the highest: accuracy 90.0 to 93.0 %;")
     assert "AUROC of log p(x) 0.950 to 0.950 on average" in text
     assert title(runs, labels(runs)) == "4 runs, compared on digits"

@@ -271,7 +271,7 @@ def _robustness(source: Mapping[str, Any]) -> RobustnessCurve:
 
 def _samples(folder: Path) -> tuple[SampleImage, ...]:
     """The pictures, in the order in which they are best read: what was drawn, where chains stand, the truth."""
-    order = {"fresh": 0, "buffer": 1, "data": 2}
+    order = {"fresh": 0, "by_class": 1, "buffer": 2, "data": 4}
     images = []
     for file in sorted(folder.glob("*.png"), key=lambda f: (order.get(f.stem, 3), f.stem)):
         sidecar = _mapping(_read_json(file.with_suffix(".json"), dict, []))

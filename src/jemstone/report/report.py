@@ -98,7 +98,7 @@ def _card(index: int, run: RunRecord, name: str) -> dict[str, Any]:
     facts = [str(run.config[key]) for key in ("recipe",) if key in run.config]
     facts += [f"seed {run.config['seed']}"] if "seed" in run.config else []
     facts += [f"{int(last['step']):,} steps"] if last else ["no training on record"]
-    facts += [f"{last['epoch']:g} epochs"] if last.get("epoch", 0) > 0 else []
+    facts += [f"{last['epoch']:.3g} epochs"] if last.get("epoch", 0) > 0 else []
     path = shlex.quote(str(run.path))
     return {
         "name": name,

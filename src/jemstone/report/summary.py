@@ -96,7 +96,7 @@ def _per_run(runs: Sequence[RunRecord], name: str, percent: bool) -> str:
 
 def _values(values: Sequence[float | None], percent: bool = False) -> str:
     """All values of a few runs; the lowest and the highest of many."""
-    unit = " %" if percent else ""
+    unit = "\u00a0%" if percent else ""
     known = [value for value in values if value is not None]
     if len(values) > _FEW:
         return f"{number(min(known), percent)} to {number(max(known), percent)}{unit}"

@@ -114,12 +114,12 @@ def number(value: float, percent: bool = False) -> str:
 
 
 def radius_text(radius: str) -> str:
-    """An L-infinity radius as the field writes it, 8/255, where it is a whole number of grey levels."""
+    """An L-infinity radius as the field writes it, 8/255, where it is a small whole number of grey levels."""
     try:
         levels = 255 * float(radius)
     except ValueError:
         return radius
-    return f"{radius} ({levels:.0f}/255)" if 0.5 < levels < 255 and abs(levels - round(levels)) < 0.02 else radius
+    return f"{radius} ({levels:.0f}/255)" if 0.5 < levels < 32.5 and abs(levels - round(levels)) < 0.02 else radius
 
 
 def row(label: str, meaning: Measure, results: Sequence[Result | None]) -> Row:

@@ -259,6 +259,6 @@ def _facts(config: TrainConfig, data: Dataset, fabric: Fabric) -> dict[str, Any]
             "device": str(fabric.device),
             "threads": torch.get_num_threads(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "jemstone"), *sys.argv[1:]]),
         },
     }

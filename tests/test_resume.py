@@ -1,0 +1,253 @@
+"""A run that is killed and resumed is, bit for bit, the run that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from jemstone import Session, recipe
+from jemstone.training.checkpoint import list_checkpoints
+
+STEPS = 40
+# BatchNorm, dropout, adaptive SAM, averaged weights, augmentation of both streams, and chains in train mode.
+TRAIN = [
+    *("train", "sada-jem-small", "--network", "conv-4", "--network.dropout", "0.1", "--steps", str(STEPS)),
+    *("--batch_size", "16", "--real_batch_size", "16", "--chains.steps", "2", "--chains.buffer_size", "50"),
+    *("--augment.crop_padding", "1", "--augment.flip", "true", "--augment_real.noise", "0.03"),
+    *("--checkpoint_every", "5", "--log_every", "1", "--validate_every", "7", "--keep_checkpoints", "3"),
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def jemstone(*arguments):
+    command = [sys.executable, "-m", "jemstone", *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, error
+
+
+def logged_steps(run):
+    """Whole rows of metrics.jsonl so far."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(process, run, step):
+    """SIGKILL as soon as `step` is logged: in the midst of a step, or of saving it. Returns the last logged step."""
+    deadline = time.monotonic() + 300
+    while logged_steps(run) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return logged_steps(run)
+
+
+def rows(run, name="metrics.jsonl"):
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def without_time(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def contents(path):
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["jemstone"])
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def assert_same_checkpoint(one, other):
+    (tensors, header), (other_tensors, other_header) = contents(one), contents(other)
+    assert tensors.keys() == other_tensors.keys()
+    assert header == other_header
+    for name, value in tensors.items():
+        assert value.dtype == other_tensors[name].dtype, name
+        assert torch.equal(value.view(torch.uint8), other_tensors[name].view(torch.uint8)), name  # NaN and -0 too
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    run = tmp_path_factory.mktemp("resume") / "whole"
+    finish(jemstone(*TRAIN, "--run", run))
+    return run
+
+
+def test_killed_three_times_and_resumed_is_bitwise_the_run_never_stopped(never_stopped, tmp_path):
+    run = tmp_path / "killed"
+    process = jemstone(*TRAIN, "--run", run)
+    reached = kill_at(process, run, 3)  # before the first checkpoint but that of step 0
+    for wanted in (14, 25):  # 25: while, or just before, a checkpoint is written
+        assert reached < wanted, "training outran the watcher: the kills were not where they were meant to be"
+        process = jemstone("train", "--resume", run)
+        reached = kill_at(process, run, wanted)
+    assert reached < STEPS
+    finish(jemstone("train", "--resume", run))
+
+    files, expected = list_checkpoints(run / "checkpoints"), list_checkpoints(never_stopped / "checkpoints")
+    assert [path.name for path in files] == [path.name for path in expected]
+    assert len(files) == 3
+    for one, other in zip(files, expected, strict=True):
+        assert_same_checkpoint(one, other)
+    assert contents(files[-1])[1]["step"] == STEPS
+    assert without_time(rows(run)) == without_time(rows(never_stopped))
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    events = [row["event"] for row in rows(run, "events.jsonl")]
+    assert (events[0], events[-1], events.count("resumed")) == ("started", "finished", 3)
+    kept = [row for row in rows(run, "events.jsonl") if row["event"] != "resumed"]
+    assert kept == rows(never_stopped, "events.jsonl")
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_run_holds_all_that_was_to_be_tested(never_stopped):
+    """Otherwise the test above could pass with BatchNorm, dropout, SAM, averaging or augmentation switched off."""
+    tensors, _ = contents(list_checkpoints(never_stopped / "checkpoints")[-1])
+    assert {name.split("/")[0] for name in tensors} == {"model", "ema", "optimizer", "buffer"}
+    assert any("running_mean" in name for name in tensors)
+    assert any("exp_avg_sq" in name for name in tensors)
+    config = json.loads((never_stopped / "config.json").read_text())["config"]
+    assert config["network"]["dropout"] > 0
+    assert config["optimizer"]["sam_rho"] > 0
+    assert config["chains"]["mode"] == "train"
+    assert config["ema"] > 0
+    assert config["augment"]["crop_padding"] > 0
+    assert config["augment"]["flip"]
+    assert config["augment_real"]["noise"] > 0
+
+
+def test_another_seed_is_another_run(never_stopped, tmp_path):
+    """The comparison above can fail: it is not equal whatever was trained."""
+    config = json.loads((never_stopped / "config.json").read_text())["config"]
+    from jemstone import TrainConfig
+
+    session = Session.start(TrainConfig.from_dict({**config, "seed": 1, "steps": 5}), run=tmp_path / "other")
+    for _ in session.train():
+        pass
+    assert without_time(rows(tmp_path / "other"))[:5] != without_time(rows(never_stopped))[:5]
+
+
+TINY = {
+    "network": {"name": "conv-4"},
+    "chains": {"steps": 2, "buffer_size": 40},
+    "batch_size": 8,
+    "real_batch_size": 8,
+    "log_every": 1,
+    "validate_every": 5,
+    "checkpoint_every": 4,
+    "keep_checkpoints": 9,
+    "steps": 11,
+}
+
+
+@pytest.fixture
+def partly_labelled(tmp_path):
+    """Four classes of 6x6 images; two thirds of the training labels are -1, so some batches hold no label at all."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 4
+    images = (rng.random((240, 6, 6)) * 0.3 + labels[:, None, None] * 0.2).astype(np.float32)
+    hidden = np.where(rng.random(240) < 0.67, -1, labels)
+    path = tmp_path / "partly.npz"
+    np.savez(path, train_images=images, train_labels=hidden, test_images=images[:40], test_labels=labels[:40])
+    return str(path)
+
+
+def exhausted(session, steps=None):
+    return [metrics for metrics, _ in zip(session.train(), range(steps or 10**9), strict=False)]
+
+
+@pytest.mark.parametrize("weights", [{"conditional": 0.5}, {"marginal": 0.0, "conditional": 1.0, "joint": 0.3}])
+def test_resume_in_process_with_conditional_chains_and_unlabelled_data(partly_labelled, tmp_path, weights):
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled}, weights=weights)
+    whole = Session.start(config, run=tmp_path / "whole")
+    expected = exhausted(whole)
+    assert "conditional_gap" in expected[-1]
+    assert bool((whole.data.train.labels == -1).any())
+
+    stopped = Session.start(config, run=tmp_path / "stopped")
+    first = exhausted(stopped, 6)
+    resumed = Session.resume(tmp_path / "stopped")
+    assert resumed.state.step == 4  # steps 5 and 6 came after the last checkpoint: they are done again
+    rest = exhausted(resumed)
+    assert without_time(first[:4] + rest) == without_time(expected)
+    assert without_time(rows(tmp_path / "stopped")) == without_time(rows(tmp_path / "whole"))
+    last = "checkpoints/step-00000011.safetensors"
+    assert_same_checkpoint(tmp_path / "stopped" / last, tmp_path / "whole" / last)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(partly_labelled, tmp_path):
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled})
+    exhausted(Session.start(config, run=tmp_path / "run"))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = Session.resume(tmp_path / "run")
+    assert exhausted(again) == []
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_leftover_of_a_killed_save_is_no_checkpoint_and_is_cleaned_up(partly_labelled, tmp_path):
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled})
+    exhausted(Session.start(config, run=tmp_path / "run"), 6)
+    folder = tmp_path / "run" / "checkpoints"
+    content = list_checkpoints(folder)[-1].read_bytes()
+    leftover = folder / ".step-00000099.safetensors.4242.tmp"  # as `write_atomically` names it, of another process
+    leftover.write_bytes(content[: len(content) // 2])
+    assert [path.name for path in list_checkpoints(folder)] == [
+        "step-00000000.safetensors",
+        "step-00000004.safetensors",
+    ]
+    resumed = Session.resume(tmp_path / "run")
+    assert resumed.state.step == 4
+    exhausted(resumed, 4)  # to step 8, where the next checkpoint is written
+    assert not leftover.exists()
+    assert list_checkpoints(folder)[-1].name == "step-00000008.safetensors"
+
+
+def test_a_row_cut_short_by_a_kill_is_forgotten(partly_labelled, tmp_path):
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled})
+    exhausted(Session.start(config, run=tmp_path / "whole"))
+    exhausted(Session.start(config, run=tmp_path / "run"), 6)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (tmp_path / "run" / name).open("a") as file:
+            file.write('{"step": 7, "lo')
+    exhausted(Session.resume(tmp_path / "run"))
+    assert without_time(rows(tmp_path / "run")) == without_time(rows(tmp_path / "whole"))
+
+
+def test_a_run_killed_while_it_was_being_made_starts_at_step_0(partly_labelled, tmp_path):
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled})
+    Session.start(config, run=tmp_path / "run")
+    assert Session.resume(tmp_path / "run").state.step == 0
+
+
+@pytest.mark.parametrize("write", ["log", "checkpoint"])
+def test_a_step_whose_writing_fails_is_done_again(partly_labelled, tmp_path, monkeypatch, write):
+    """The disk is full at step 6, or while the checkpoint of step 8 is written; a resume makes up for it."""
+    config = recipe("jem-small").with_values(**TINY, data={"source": partly_labelled})
+    exhausted(Session.start(config, run=tmp_path / "whole"))
+    session = Session.start(config, run=tmp_path / "run")
+    exhausted(session, 5)
+
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jemstone.runs.Run.log" if write == "log" else "jemstone.runs.os.fsync", full)
+        with pytest.raises(Exception, match="No space left on device"):
+            exhausted(session)
+    resumed = Session.resume(tmp_path / "run")
+    assert resumed.state.step == 4
+    exhausted(resumed)
+    assert without_time(rows(tmp_path / "run")) == without_time(rows(tmp_path / "whole"))
+    last = "checkpoints/step-00000011.safetensors"
+    assert_same_checkpoint(tmp_path / "run" / last, tmp_path / "whole" / last)
