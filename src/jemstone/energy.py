@@ -25,12 +25,17 @@ EnergyGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def marginal_energy(logits: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """E(x) = -logsumexp_y f_y(x), in nats. Adding c to all logits lowers it by c."""
-    return -logits.logsumexp(dim=1)
+    return -_wide(logits).logsumexp(dim=1)
 
 
 def joint_energy(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """E(x, y) = -f_y(x), in nats. `y` holds class indices in [0, k)."""
-    return -logits.gather(1, y[:, None]).squeeze(1)
+    return -_wide(logits).gather(1, y[:, None]).squeeze(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: near 100 nats, bfloat16 tells energies apart only half a nat at a time."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class EnergyClassifier(nn.Module):

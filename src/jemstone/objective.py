@@ -19,6 +19,7 @@ from torch.nn import functional
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, joint_energy, marginal_energy
 from jemstone.errors import ConfigError
+from jemstone.networks.running_statistics import running_statistics_held
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Loss(NamedTuple):
     energy_real: Float[Tensor, ""]
     energy_negatives: Float[Tensor, ""]
     energy_gap: Float[Tensor, ""]
-    """Mean E(real) - mean E(negatives), nats: the estimate of -log p(x) up to its constant gradient-free part."""
+    """Mean E(real) - mean E(negatives), nats: its gradient, not its value, is that of -log p(x)."""
     conditional_gap: Float[Tensor, ""]
     """Mean E(x, y) of real - of negatives, nats."""
     energy_l2: Float[Tensor, ""]
@@ -95,7 +96,7 @@ def jem_loss(
 
     `labelled` feeds log p(y|x); its unlabelled rows are left out. `real` feeds every generative term: log p(x) uses all
     of its rows, log p(x, y) and log p(x|y) those with a label. Each batch is one forward, as published, so BatchNorm
-    in train mode normalises real images and negatives by their own statistics.
+    in train mode normalises real images and negatives by their own statistics; only data moves its running averages.
     """
     zero = torch.zeros((), device=next(model.parameters()).device)
     terms = dict.fromkeys(Loss._fields, zero)
@@ -122,7 +123,8 @@ def jem_loss(
         if weights.marginal_chains:
             if negatives.marginal is None:
                 raise ConfigError("weights.marginal or weights.joint is on and no negatives from p(x) were given.")
-            energy_negatives = model.energy(negatives.marginal.detach())
+            with running_statistics_held(model):
+                energy_negatives = model.energy(negatives.marginal.detach())
             terms["energy_negatives"] = energy_negatives.mean()
             terms["energy_gap"] = terms["energy_real"] - terms["energy_negatives"]
             total = total + weights.marginal * terms["energy_gap"]
@@ -133,7 +135,8 @@ def jem_loss(
             if negatives.conditional is None:
                 raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
             if len(negatives.conditional.y):
-                joint_negatives = model.energy(negatives.conditional.x.detach(), negatives.conditional.y)
+                with running_statistics_held(model):
+                    joint_negatives = model.energy(negatives.conditional.x.detach(), negatives.conditional.y)
                 terms["conditional_gap"] = joint_real - joint_negatives.mean()
                 total = total + weights.conditional * terms["conditional_gap"]
                 squares.append(joint_negatives.square().mean())

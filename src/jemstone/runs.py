@@ -2,7 +2,7 @@
 
 config.json        configuration, facts about the data, environment
 metrics.jsonl      one object per logged step
-events.jsonl       what happened: started, resumed, validation, checkpoint, diverged, finished
+events.jsonl       what happened: started, resumed, validation, diverged, finished
 checkpoints/       step-00000500.safetensors ...
 initial.safetensors  where chains start, if it was estimated from data
 results.json       evaluated numbers: a list of {name, value, low, high, n}
@@ -91,7 +91,7 @@ class Run:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Forget logged rows after `step`: they will be written again, bit for bit, by the resumed run.
+        """Forget logged rows after `step`: the resumed run writes them again, the same but for `seconds`.
 
         What happened to the run stays: that it was started, resumed, or diverged.
         """

@@ -142,7 +142,20 @@ def test_batchnorm_in_chains_behaves_as_the_recipe_says(mode, monkeypatch):
     chains, outer = seen[:2], seen[2:]
     assert chains == [(mode == "train", 6)] * 2
     assert outer == [(True, 8), (True, 6), (True, 6)]  # labelled, real, negatives: each by its own statistics
-    assert norm.num_batches_tracked == 3 + (2 if mode == "train" else 0)
+    assert norm.num_batches_tracked == 2  # the data: labelled and real
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_running_averages_belong_to_the_data(mode):
+    """They are where a model trained on the same batches without any negatives has them."""
+    generative, trainer = prepare(TINY.with_values(chains={"mode": mode}), norm="batch")
+    train_step(generative, trainer)
+    alone, alone_trainer = prepare(TINY, norm="batch")
+    alone.model.train()
+    alone.model(alone_trainer.streams.labelled(0).x)
+    alone.model(alone_trainer.streams.real(0).x)
+    for a, b in zip(generative.model.buffers(), alone.model.buffers(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_second_pass_of_sam_leaves_running_statistics_alone():

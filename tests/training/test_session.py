@@ -89,8 +89,8 @@ def test_buffer_chains_by_class_are_those_that_the_model_sees_as_it(finished):
 
 
 @pytest.mark.parametrize("start", ["uniform", "data"])
-def test_other_starts_come_back_too(tmp_path, digits, start):
-    session = Session.start(tiny(steps=1, chains={"start": start}), digits, run=tmp_path / "run")
+def test_other_starts_come_back_too(tmp_path, start):
+    session = Session.start(tiny(steps=1, chains={"start": start}), run=tmp_path / "run")
     list(session.train())
     trained = load_trained(tmp_path / "run")
     labels = torch.arange(10)
@@ -111,7 +111,7 @@ def test_a_network_of_ones_own(tmp_path, digits):
     assert session.state.model.network is own
     rows = list(session.train())
     assert rows[-1]["step"] == 10
-    again = Session.resume(tmp_path / "run", network=network())
+    again = Session.resume(tmp_path / "run", digits, network())
     assert again.state.step == 10
     assert load_trained(tmp_path / "run", network()).step == 10
     with pytest.raises(ConfigError, match="network of your own"):
@@ -144,6 +144,13 @@ def test_resume_refuses_other_data(tmp_path, digits):
     )
     with pytest.raises(DataError, match="digest differs"):
         Session.resume(tmp_path / "run", changed)
+    with pytest.raises(ConfigError, match="data given in Python"):
+        Session.resume(tmp_path / "run")
+
+
+def test_no_validation_split_means_no_validation():
+    session = Session.start(tiny(steps=5, data={"validation": 0.0}))
+    assert all("validation_nll" not in row for row in session.train())
 
 
 def test_start_refuses_an_existing_directory(finished, digits):

@@ -23,6 +23,11 @@ def to_box(images: Tensor) -> Tensor:
     return images.float()
 
 
+def box_of(input_shape: tuple[int, ...]) -> tuple[float, float] | None:
+    """Where inputs of this shape live: images (c, h, w) in [-1, 1]; vectors have no box."""
+    return BOX if len(input_shape) == 3 else None
+
+
 @dataclass(frozen=True)
 class Split:
     """Inputs (n, ...), images as (n, c, h, w) in uint8 or as float32 in [-1, 1]; labels (n,) int64, -1 = unlabelled."""
@@ -74,7 +79,7 @@ class Dataset:
     @property
     def box(self) -> tuple[float, float] | None:
         """Where inputs live: [-1, 1] for images; vectors, in standardised units, have no box."""
-        return BOX if len(self.input_shape) == 3 else None
+        return box_of(self.input_shape)
 
     def digest(self) -> str:
         """SHA-256 over all three splits: the same data, in the same order, has the same digest."""

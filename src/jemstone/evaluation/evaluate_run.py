@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jemstone.data import Dataset, grid, load_inputs, to_box
 from jemstone.errors import DataError
@@ -14,7 +14,7 @@ from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.protocol import Protocol, evaluate
 from jemstone.rng import generator
 from jemstone.runs import Run
-from jemstone.training.session import load_data
+from jemstone.training.session import data_of_run
 from jemstone.training.trained import Trained, load_trained
 
 COLUMNS = 10
@@ -25,22 +25,21 @@ PROTOCOL = Protocol()
 def evaluate_run(
     path: str | Path,
     *,
+    data: Dataset | None = None,
+    network: nn.Module | None = None,
     ood: Mapping[str, str] | None = None,
     protocol: Protocol = PROTOCOL,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Evaluate the run at `path` on its test split and write what was found into it.
 
-    `ood` names further out-of-distribution sources (see `load_inputs`), converted to the size of the run's inputs.
+    `data` and `network` are needed where the run was started with objects of your own. `ood` names further
+    out-of-distribution sources (see `load_inputs`), converted to the size of the run's inputs.
     """
     say = on_progress or (lambda _: None)
-    trained = load_trained(path)
+    trained = load_trained(path, network)
     say(f"data: {trained.config.data.source}")
-    data = load_data(trained.config)
-    if data.digest() != trained.run.info["data"]["digest"]:
-        raise DataError(
-            f"The data at {trained.config.data.source!r} is not what {path} was trained on: its digest differs."
-        )
+    data = data_of_run(trained.run, trained.config, data)
     sets = {name: load_inputs(source, data.input_shape, moments=data.moments) for name, source in (ood or {}).items()}
     evaluation = evaluate(trained.model, data, ood=sets, protocol=protocol, on_progress=say)
     say("samples")

@@ -59,7 +59,7 @@ class ConvNet(nn.Module):
             )
             channels = out_channels
         # Equal windows, cut off at the border, and not AdaptiveAvgPool2d: its backward pass is not deterministic on
-        # CUDA, and a resumed run has to be the run that was never stopped.
+        # CUDA, and a resumed run should be the run that was never stopped.
         window = (math.ceil(sides[0] / MAX_POOLED_SIDE), math.ceil(sides[1] / MAX_POOLED_SIDE))
         self.pool = nn.AvgPool2d(window, ceil_mode=True)
         positions = math.ceil(sides[0] / window[0]) * math.ceil(sides[1] / window[1])

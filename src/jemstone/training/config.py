@@ -55,12 +55,12 @@ class ChainConfig:
         step_size: alpha, in input units squared per nat.
         noise: standard deviation of the noise of one step, in input units.
         clip: bound on each entry of the energy gradient (kernel `clipped` only).
-        clamp: keep chains inside the box of the data.
+        clamp: keep chains inside the box of the data; vectors have none.
         start: `uniform` noise, class-conditional `gaussian` estimated from the training split, or `data`.
         restart_rate: probability that a chain drawn from the buffer starts anew.
         buffer_size: number of persistent chains.
-        mode: the network's mode while chains run. In `train`, BatchNorm uses the statistics of the chains' own batch,
-            and its running averages see them too, as in JEM++.
+        mode: the network's mode while chains run. In `train`, as in JEM++, BatchNorm uses the statistics of the
+            chains' own batch; its running averages are moved by data alone.
     """
 
     kernel: Literal["langevin", "clipped", "mala"] = "langevin"
@@ -131,7 +131,7 @@ class Limits:
     """Bounds beyond which a step is not healthy. Generous: they stop ruins, not bad runs.
 
     Attributes:
-        energy: largest mean |E| of a batch, nats.
+        energy: largest |mean E| of a batch, nats.
         gap: largest |mean E(real) - mean E(negatives)|, nats.
     """
 
@@ -195,6 +195,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         _at_least("validate_every", self.validate_every, 0)
         _between("ema", self.ema, 0, 0.99999)
+        if self.weights.generative and self.chains.kernel == "mala" and self.precision != "32-true":
+            raise ConfigError("The acceptance test of kernel mala needs exact energies: set precision 32-true.")
         if self.weights.generative and self.chains.buffer_size < self.real_batch_size:
             raise ConfigError(
                 f"chains.buffer_size {self.chains.buffer_size} is smaller than real_batch_size {self.real_batch_size}: "

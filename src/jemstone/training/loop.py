@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, energy_gradient
-from jemstone.errors import Diverged
+from jemstone.networks.running_statistics import buffers_restored_on_error, running_statistics_held
 from jemstone.objective import Loss, Negatives, jem_loss
 from jemstone.rng import generator, seeded
 from jemstone.sampling import ChainInfo, Draw, Initial, ReplayBuffer, run_chains
@@ -80,7 +81,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     real = trainer.streams.real(step) if config.weights.generative else None
 
     # Dropout draws from the global stream, so that too is set by position.
-    with _buffers_restored_on_error(model), seeded(config.seed, "dropout", step, device=trainer.fabric.device):
+    with buffers_restored_on_error(model), seeded(config.seed, "dropout", step, device=trainer.fabric.device):
         negatives, moves = draw_negatives(state, trainer, real)
         loss = _gradients(model, optimizer, labelled_batch, real, negatives, trainer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -112,35 +113,36 @@ class Move(NamedTuple):
 
 def draw_negatives(state: TrainState, trainer: Trainer, real: Batch | None) -> tuple[Negatives, list[Move]]:
     """Run the chains that the objective needs. The buffer does not move until the moves are stored."""
-    config = trainer.config
-    if real is None or state.buffer is None or trainer.initial is None:
+    weights = trainer.config.weights
+    if real is None:
         return Negatives(), []
     marginal, conditional, moves = None, None, []
-    with _mode(state.model, training=config.chains.mode == "train"), trainer.fabric.autocast():
-        for kind in ("marginal", "conditional"):
-            wanted = config.weights.marginal_chains if kind == "marginal" else config.weights.conditional > 0
-            if not wanted:
-                continue
-            labels = real.y[real.y >= 0] if kind == "conditional" else None
-            if labels is not None and len(labels) == 0:
-                conditional = Batch(real.x[:0], labels)
-                continue
-            rng = generator(config.seed, kind, state.step, trainer.fabric.global_rank, device=trainer.fabric.device)
-            draw = state.buffer.draw(
-                len(real.y),
-                rng,
-                initial=trainer.initial,
-                restart_rate=config.chains.restart_rate,
-                labels=labels,
-            )
-            energy_grad = energy_gradient(state.model, draw.labels if kind == "conditional" else None)
-            x, info = run_chains(trainer.sampler, draw.x, energy_grad, config.chains.steps, rng)
-            moves.append(Move(draw, x, info))
-            if kind == "marginal":
-                marginal = x
-            else:
-                conditional = Batch(x, draw.labels)
+    training = trainer.config.chains.mode == "train"
+    with _mode(state.model, training=training), running_statistics_held(state.model), trainer.fabric.autocast():
+        if weights.marginal_chains:
+            moves.append(_move_chains(state, trainer, "marginal", len(real.y)))
+            marginal = moves[-1].x
+        if weights.conditional > 0:
+            labels = real.y[real.y >= 0]
+            conditional = Batch(real.x[:0], labels)
+            if len(labels):
+                moves.append(_move_chains(state, trainer, "conditional", len(labels), labels))
+                conditional = Batch(moves[-1].x, labels)
     return Negatives(marginal, conditional), moves
+
+
+def _move_chains(
+    state: TrainState, trainer: Trainer, name: str, count: int, labels: Int[Tensor, " b"] | None = None
+) -> Move:
+    """Draw `count` chains, of the classes `labels` if given, and run them down E(x), or down E(x, y) of their class."""
+    assert state.buffer is not None, "a generative recipe has a buffer"
+    assert trainer.initial is not None, "a generative recipe has somewhere to start its chains"
+    config, fabric = trainer.config, trainer.fabric
+    rng = generator(config.seed, name, state.step, fabric.global_rank, device=fabric.device)
+    rate = config.chains.restart_rate
+    draw = state.buffer.draw(count, rng, initial=trainer.initial, restart_rate=rate, labels=labels)
+    x, info = run_chains(trainer.sampler, draw.x, energy_gradient(state.model, labels), config.chains.steps, rng)
+    return Move(draw, x, info)
 
 
 def _gradients(
@@ -165,8 +167,8 @@ def _gradients(
     settings = trainer.config.optimizer
     if settings.sam_rho > 0:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # The second pass looks at weights that are not kept, so the running statistics must not see it.
-        with _buffers_restored(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
+        # The second pass looks at weights that are not kept, so the running averages must not see it.
+        with running_statistics_held(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
             backward()
     return loss
 
@@ -215,34 +217,3 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    restore = _remember_buffers(model)
-    try:
-        yield
-    finally:
-        restore()
-
-
-@contextmanager
-def _buffers_restored_on_error(model: nn.Module) -> Iterator[None]:
-    """BatchNorm's running statistics move in the forward pass: a step that fails must take that back."""
-    restore = _remember_buffers(model)
-    try:
-        yield
-    except Diverged:
-        restore()
-        raise
-
-
-def _remember_buffers(model: nn.Module) -> Callable[[], None]:
-    before = [buffer.detach().clone() for buffer in model.buffers()]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), before, strict=True):
-                buffer.copy_(value)
-
-    return restore

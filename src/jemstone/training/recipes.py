@@ -1,4 +1,7 @@
-"""Named presets as values: each as published, and a small-budget variant of each for tiny images on a CPU."""
+"""Named presets as values: each after its paper, and a small-budget variant of each for tiny images on a CPU.
+
+What differs from the publications is listed in docs/recipes.md.
+"""
 
 from __future__ import annotations
 

@@ -71,9 +71,13 @@ class Session:
 
         `data` defaults to what `config.data` names. `network`, any module from inputs to logits, takes the place of
         `config.network`; it is trained in place. `run` is a directory to be made; without it nothing is written.
+        What is given as an object must be given again to resume, evaluate or load the run.
         """
         fabric = make_fabric(config)
-        data = data or load_data(config)
+        if data is None:
+            data = load_data(config)
+        else:
+            config = config.with_values(data={"source": CUSTOM})
         if network is not None:
             config = config.with_values(network={"name": CUSTOM})
         model = make_model(config, data.input_shape, data.num_classes, network)
@@ -95,12 +99,7 @@ class Session:
         """The run in directory `run`, as of its last checkpoint: what follows is bitwise what would have followed."""
         directory = Run(run)
         config = TrainConfig.from_dict(directory.info["config"])
-        data = data or load_data(config)
-        if data.digest() != directory.info["data"]["digest"]:
-            raise DataError(
-                f"The data at {config.data.source!r} is not what {directory.path} was trained on (its digest differs): "
-                "restore the original files, or start a new run."
-            )
+        data = data_of_run(directory, config, data)
         checkpoint = load_checkpoint(latest_checkpoint(directory.path / "checkpoints"))
         fabric = make_fabric(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
@@ -141,7 +140,7 @@ class Session:
             for metrics in train(self.state, self.trainer):
                 step, config = self.state.step, self.config
                 last = step == self.total_steps
-                if config.validate_every and (step % config.validate_every == 0 or last):
+                if self._validates and (step % config.validate_every == 0 or last):
                     scores = validate(self.model, self.data.validation, self.trainer.fabric)
                     metrics |= {f"validation_{name}": value for name, value in scores.items()}
                     self._event("validation", step, **scores)
@@ -152,9 +151,14 @@ class Session:
                     self._save()
                 yield metrics
         except Diverged as problem:  # recovery, when it comes, takes over here
-            self._event("diverged", self.state.step, reason=problem.reason, metrics=problem.metrics)
+            details = {"failed_step": problem.step, "reason": problem.reason, "metrics": problem.metrics}
+            self._event("diverged", self.state.step, **details)
             raise
         self._event("finished", self.state.step)
+
+    @property
+    def _validates(self) -> bool:
+        return self.config.validate_every > 0 and len(self.data.validation) > 0
 
     def _event(self, event: str, step: int, **details: Any) -> None:
         if self.run is not None:
@@ -175,8 +179,24 @@ class Session:
         save_checkpoint(self.run.path / "checkpoints", checkpoint, keep=self.config.keep_checkpoints)
 
 
+def data_of_run(run: Run, config: TrainConfig, data: Dataset | None = None) -> Dataset:
+    """The data that `run` was trained on, loaded again or given, known by its digest to be the same."""
+    data = load_data(config) if data is None else data
+    if data.digest() != run.info["data"]["digest"]:
+        raise DataError(
+            f"The data at {config.data.source!r} is not what {run.path} was trained on (its digest differs): "
+            "restore the original, or start a new run."
+        )
+    return data
+
+
 def load_data(config: TrainConfig) -> Dataset:
     """The data set that a configuration names."""
+    if config.data.source == CUSTOM:
+        raise ConfigError(
+            "This run was trained on data given in Python: pass the same Dataset as `data=`. "
+            "The command line cannot load it."
+        )
     return load_dataset(
         config.data.source, validation=config.data.validation, seed=config.seed, limit=config.data.limit
     )

@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from jemstone.data import labelled, to_box
+from jemstone.data.dataset import box_of
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, ConfigError, RunError
 from jemstone.rng import generator
 from jemstone.runs import Run
 from jemstone.sampling import ClassGaussian, Initial, Sampler, from_data, generate, uniform
+from jemstone.sampling.kernels import Box
 from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, load_into
 from jemstone.training.config import TrainConfig
-from jemstone.training.session import load_data, make_model
+from jemstone.training.session import data_of_run, make_model
 from jemstone.training.setup import make_fabric, make_sampler
-
-Box = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Trained:
     @property
     def box(self) -> Box | None:
         """Where inputs live."""
-        return (-1.0, 1.0) if len(self.input_shape) == 3 else None
+        return box_of(self.input_shape)
 
     @property
     def device(self) -> torch.device:
@@ -73,8 +74,8 @@ class Trained:
             return uniform(self.input_shape, self.box)
         if start == "gaussian":
             return self._class_gaussian()
-        known = load_data(self.config).train
-        return from_data(known.inputs.to(self.device), known.labels.to(self.device), len(self.class_names))
+        known = labelled(data_of_run(self.run, self.config).train).to(self.device)
+        return from_data(to_box(known.inputs), known.labels, len(self.class_names))
 
     def sample(
         self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0

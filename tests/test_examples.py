@@ -1,0 +1,95 @@
+"""Every example runs, with fewer steps than its default, and computes what its docstring says."""
+
+import ast
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
+NAMES = [path.stem for path in EXAMPLES]
+
+
+def result(number, steps):
+    """What main(steps) of an example returns; torch's global stream is left as it was."""
+    (path,) = FOLDER.glob(f"{number}_*.py")
+    with torch.random.fork_rng(devices=[]):
+        return runpy.run_path(str(path))["main"](steps)
+
+
+def test_examples_are_numbered_without_a_gap():
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, len(NAMES) + 1)]
+    assert len(NAMES) >= 5
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=NAMES)
+def test_examples_are_short_and_say_what_one_learns(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    assert "What one learns: " in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_examples_are_scripts_that_take_a_number_of_steps():
+    """One as a process; all end in the same line."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / "03_samplers_on_a_known_density.py", "5"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("exact variance 0.5000\n")
+    for path in EXAMPLES:
+        assert path.read_text().endswith('if __name__ == "__main__":\n    main(*map(int, sys.argv[1:]))\n')
+
+
+def test_your_own_network():
+    found = result("01", 80)
+    assert found["accuracy"] > 0.8
+    assert found["digits"] > found["noise"] + 1
+    assert found["samples"].shape == (10, 1, 8, 8)
+    assert found["recognised"] >= 0.8
+
+
+def test_score_out_of_distribution():
+    found = result("02", 150)
+    for scores in found.values():
+        assert scores["accuracy"] > 0.8
+    assert found["jem-small"]["rotated"] > 0.9
+    assert found["jem-small"]["rotated"] > found["classifier-small"]["rotated"] + 0.2
+    assert found["jem-small"]["inverted"] > 0.95
+
+
+def test_samplers_on_a_known_density():
+    rows = result("03", 120)
+    assert len(rows) == 4
+    deviation = math.sqrt(2 / 20_000)  # of a variance estimated from that many independent chains, relative
+    for row in rows:
+        alpha = row["step_size"]
+        assert row["formula"] == pytest.approx(2 * alpha / (1 - (1 - alpha * 2.0) ** 2))
+        assert abs(row["langevin"] / row["formula"] - 1) < 4 * deviation
+        assert abs(row["mala"] / 0.5 - 1) < 4 * deviation
+        assert 0.5 < row["accepted"] < 1
+    bias = [row["langevin"] for row in rows]
+    assert bias == sorted(bias)
+    assert bias[-1] > 4 * 0.5  # what MALA has to mend
+
+
+def test_your_own_loop():
+    found = result("04", 400)
+    assert found["accuracy"] > 0.95
+    assert found["auroc"] > 0.8
+    assert found["chains"].shape == (1000, 2)
+
+
+def test_resume_after_a_kill():
+    found = result("05", 60)
+    assert 0 < found["began"] < found["steps"] == 60
+    assert found["equal"] is True
