@@ -36,6 +36,8 @@ class Run:
         if not (self.path / "config.json").is_file():
             raise RunError(f"{self.path} is not a run directory: it holds no config.json.")
         self.info = self.read_json("config.json")
+        if not isinstance(self.info, dict):
+            raise RunError(f"{self.path / 'config.json'} does not hold the settings of a run; restore it from a copy.")
         if self.info.get("format") != FORMAT:
             raise RunError(
                 f"{self.path / 'config.json'} has format {self.info.get('format')!r}; "

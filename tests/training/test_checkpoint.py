@@ -85,6 +85,18 @@ def test_a_flipped_bit_is_found(tmp_path):
         load_checkpoint(path)
 
 
+def test_any_flipped_bit_of_the_header_is_found(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(), keep=2)
+    content = path.read_bytes()
+    header = int.from_bytes(content[:8], "little") + 8
+    for position in range(0, header, 3):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << (position % 7)
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(CheckpointError, match="step-00000007"):
+            load_checkpoint(path)
+
+
 def test_foreign_files_and_other_versions_are_named(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, foreign)

@@ -74,6 +74,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """One class per name."""
         return len(self.class_names)
 
     @property

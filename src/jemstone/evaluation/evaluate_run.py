@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jemstone.data import Dataset, grid, load_inputs, to_box
-from jemstone.errors import DataError
+from jemstone.errors import DataError, RunError
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.protocol import Protocol, evaluate
 from jemstone.rng import generator
@@ -54,7 +54,10 @@ def read_results(path: str | Path) -> list[Result]:
     run = Run(path)
     if not (run.path / "results.json").exists():
         return []
-    return [Result(**row) for row in run.read_json("results.json")]
+    try:
+        return [Result(**row) for row in run.read_json("results.json")]
+    except TypeError as error:
+        raise RunError(f"{run.path / 'results.json'} is malformed ({error}): evaluate the run again.") from error
 
 
 def write_sample_grids(trained: Trained, data: Dataset) -> None:

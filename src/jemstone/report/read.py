@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jemstone.errors import RunError
-
-FORMAT = 1
-"""The version of the run directory that this module reads."""
+from jemstone.runs import FORMAT
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from jemstone.errors import RunError
 from jemstone.report import plots, tables
 from jemstone.report.read import RunRecord, SampleImage, read_run
 from jemstone.report.summary import in_short, labels, notices, title
+from jemstone.runs import write_atomically
 
 _LARGEST_PNG = 300_000
 _WIDEST = 1000
@@ -47,13 +47,10 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise RunError("There is nothing to report on: give at least one run directory, as in `jemstone report RUN`.")
     records = [read_run(Path(path)) for path in runs]
     page = render(records)
+    if out.is_dir():
+        raise RunError(f"The report is one file, and {out} is a folder: name a file, such as {out / 'report.html'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(out, page.encode())
     return out
 
 

@@ -75,7 +75,7 @@ _FIXED = {
     "brier": Measure("Classification", "Brier score", -1),
     "ece": Measure("Calibration", "Expected calibration error, %", -1, percent=True),
 }
-_OOD = {"auroc": +1, "aupr": +1, "fpr95": -1}
+OOD_METRICS = {"auroc": +1, "aupr": +1, "fpr95": -1}
 _ATTACKS = {"pgd_linf": "L∞", "pgd_l2": "L2"}
 
 
@@ -148,7 +148,7 @@ def ood_matrix(runs: Sequence[RunRecord], metric: str) -> Matrix | None:
     if not parts:
         return None
     sets, scores = (tuple(dict.fromkeys(part[i] for part in parts)) for i in (0, 1))
-    better, rows = _OOD[metric], []
+    better, rows = OOD_METRICS[metric], []
     for ood in sets:
         by_score = [
             row(ood, Measure("", ood, better), [run.result(f"ood/{ood}/{score}/{metric}") for run in runs])
@@ -206,7 +206,7 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 def _ood(name: str) -> tuple[str, str, str] | None:
     """Set, score and metric of a result called ood/SET/SCORE/METRIC."""
     parts = name.split("/")
-    if len(parts) < 4 or parts[0] != "ood" or parts[-1] not in _OOD:
+    if len(parts) < 4 or parts[0] != "ood" or parts[-1] not in OOD_METRICS:
         return None
     return "/".join(parts[1:-2]), parts[-2], parts[-1]
 

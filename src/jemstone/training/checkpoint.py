@@ -1,7 +1,7 @@
 """Checkpoints: complete, atomic, versioned, checked, and loaded without running code.
 
 One safetensors file holds the tensors of the model, the averaged model, the optimiser and the buffer; its header holds
-the step, the optimiser's scalars and a digest of all tensors. There is no random state to save: every stream is
+the step, the optimiser's scalars and a digest of everything else. There is no random state to save: every stream is
 derived from the step.
 """
 
@@ -46,7 +46,8 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write step-XXXXXXXX.safetensors into `folder`, whole or not at all, then drop all but the newest `keep`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
-    header = {**checkpoint.header, "version": VERSION, "digest": _digest(tensors)}
+    header = {**checkpoint.header, "version": VERSION}
+    header["digest"] = _digest(tensors, header)
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     write_atomically(path, save(tensors, metadata={"jemstone": json.dumps(header)}))
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -62,18 +63,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). It is missing, truncated or no checkpoint.") from error
+        header = json.loads(metadata.get("jemstone", "{}"))
+        digest = header.pop("digest", None)
+    except Exception as error:  # safetensors raises errors of many kinds on a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). It is missing, truncated, damaged or no checkpoint."
+        ) from error
     if "jemstone" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of jemstone.")
-    header = json.loads(metadata["jemstone"])
     if header.get("version") != VERSION:
         raise CheckpointError(
             f"{path} has version {header.get('version')}; this jemstone reads version {VERSION}. "
             "Install the release of jemstone that wrote it."
         )
-    if header["digest"] != _digest(tensors):
-        raise CheckpointError(f"{path} is damaged: its tensors do not match their digest. Use an earlier checkpoint.")
+    if digest != _digest(tensors, header):
+        raise CheckpointError(
+            f"{path} is damaged: its content does not match its digest. Delete it to go on from the checkpoint before."
+        )
     return Checkpoint(tensors, header)
 
 
@@ -86,7 +92,10 @@ def latest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint file in `folder`."""
     found = list_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"There is no checkpoint in {folder}: the run was stopped before its first one.")
+        raise CheckpointError(
+            f"There is no checkpoint in {folder}: the run was stopped before its first one. "
+            "Delete the run directory and start it again."
+        )
     return found[-1]
 
 
@@ -124,8 +133,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: object) 
         ) from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
         sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -228,7 +228,7 @@ class TrainConfig:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            config = parser.instantiate_classes(parser.parse_object(values))
+            config = parser.instantiate(parser.parse_object(values))
         except Exception as error:
             raise ConfigError(f"The configuration does not read: {error}") from error
         return cls(**vars(config))

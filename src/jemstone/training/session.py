@@ -17,7 +17,7 @@ from torch import nn
 
 from jemstone.data import Dataset, Split, load_dataset, to_box
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import ConfigError, DataError, Diverged
+from jemstone.errors import ConfigError, DataError, Diverged, RunError
 from jemstone.networks import build_network
 from jemstone.rng import seeded
 from jemstone.runs import Run, write_atomically
@@ -98,7 +98,7 @@ class Session:
     def resume(cls, run: str | Path, data: Dataset | None = None, network: nn.Module | None = None) -> Session:
         """The run in directory `run`, as of its last checkpoint: what follows is bitwise what would have followed."""
         directory = Run(run)
-        config = TrainConfig.from_dict(directory.info["config"])
+        config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
         checkpoint = load_checkpoint(latest_checkpoint(directory.path / "checkpoints"))
         fabric = make_fabric(config)
@@ -177,6 +177,14 @@ class Session:
         tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         checkpoint = Checkpoint(tensors, {"step": state.step, "optimizer": rest})
         save_checkpoint(self.run.path / "checkpoints", checkpoint, keep=self.config.keep_checkpoints)
+
+
+def read_config(run: Run) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run and the facts about its data, from its config.json."""
+    missing = {"config", "data", "environment"} - run.info.keys()
+    if missing:
+        raise RunError(f"{run.path / 'config.json'} lacks {', '.join(sorted(missing))}; restore it from a copy.")
+    return TrainConfig.from_dict(run.info["config"]), run.info["data"]
 
 
 def data_of_run(run: Run, config: TrainConfig, data: Dataset | None = None) -> Dataset:

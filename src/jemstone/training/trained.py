@@ -20,7 +20,7 @@ from jemstone.sampling import ClassGaussian, Initial, Sampler, from_data, genera
 from jemstone.sampling.kernels import Box
 from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, load_into
 from jemstone.training.config import TrainConfig
-from jemstone.training.session import data_of_run, make_model
+from jemstone.training.session import data_of_run, make_model, read_config
 from jemstone.training.setup import make_fabric, make_sampler
 
 
@@ -107,8 +107,7 @@ class Trained:
 def load_trained(run: str | Path, network: nn.Module | None = None) -> Trained:
     """Load a run directory's model. A run of your own module needs that module again, as `network`."""
     directory = Run(run)
-    config = TrainConfig.from_dict(directory.info["config"])
-    facts = directory.info["data"]
+    config, facts = read_config(directory)
     shape = tuple(facts["input_shape"])
     path = latest_checkpoint(directory.path / "checkpoints")
     checkpoint = load_checkpoint(path)
