@@ -29,7 +29,7 @@ def configurations(data: Path, epochs: float) -> dict[str, TrainConfig]:
         "validate_every": 500,
         "augment": {"noise": 0.03},
     }
-    # Uniform starts, right for 8x8, let the energy of 28x28 images drift (docs/log.md): chains start near the data here.
+    # Uniform starts, right for 8x8, let the energy of 28x28 images drift (docs/log.md): start near the data here.
     jem = {"optimizer": {"learning_rate": 1e-3, "warmup_steps": 200}, "chains": {"start": "gaussian"}}
     return {
         "classifier": recipe("classifier-small").with_values(**changes),

@@ -48,11 +48,7 @@ class Run:
     def create(cls, path: str | Path, info: Mapping[str, Any]) -> Run:
         """A new run directory with `info` (config, data, environment) in its config.json."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(
-                f"{path} exists and is not empty. Choose another --run, delete it, or continue it with "
-                f"`jemstone train --resume {path}`."
-            )
+        require_free(path)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -106,6 +102,16 @@ class Run:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
+
+
+def require_free(path: str | Path) -> None:
+    """Raise RunError unless `path` does not exist or is an empty directory."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(
+            f"{path} exists and is not empty. Choose another --run, delete it, or continue it with "
+            f"`jemstone train --resume {path}`."
+        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

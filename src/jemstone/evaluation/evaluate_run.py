@@ -14,7 +14,7 @@ from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.protocol import Protocol, evaluate
 from jemstone.rng import generator
 from jemstone.runs import Run
-from jemstone.training.session import data_of_run
+from jemstone.training.inputs import data_of_run
 from jemstone.training.trained import Trained, load_trained
 
 COLUMNS = 10

@@ -15,12 +15,10 @@ from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import nn
 
-from jemstone.data import Dataset, Split, load_dataset, to_box
+from jemstone.data import Dataset, Split, to_box
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import ConfigError, DataError, Diverged, RunError
-from jemstone.networks import build_network
-from jemstone.rng import seeded
-from jemstone.runs import Run, write_atomically
+from jemstone.errors import Diverged
+from jemstone.runs import Run, require_free, write_atomically
 from jemstone.sampling import ClassGaussian, Initial, ReplayBuffer, Sampler
 from jemstone.training.checkpoint import (
     Checkpoint,
@@ -32,11 +30,10 @@ from jemstone.training.checkpoint import (
     unpack_optimizer,
 )
 from jemstone.training.config import TrainConfig
+from jemstone.training.inputs import CUSTOM, data_of_run, load_data, make_model, read_config
 from jemstone.training.loop import Metrics, TrainState, train
 from jemstone.training.setup import Trainer, make_fabric
 from jemstone.version import __version__
-
-CUSTOM = "custom"
 
 
 class Session:
@@ -73,6 +70,8 @@ class Session:
         `config.network`; it is trained in place. `run` is a directory to be made; without it nothing is written.
         What is given as an object must be given again to resume, evaluate or load the run.
         """
+        if run is not None:
+            require_free(run)  # before anything takes time
         fabric = make_fabric(config)
         if data is None:
             data = load_data(config)
@@ -177,69 +176,6 @@ class Session:
         tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         checkpoint = Checkpoint(tensors, {"step": state.step, "optimizer": rest})
         save_checkpoint(self.run.path / "checkpoints", checkpoint, keep=self.config.keep_checkpoints)
-
-
-def read_config(run: Run) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings of a run and the facts about its data, from its config.json."""
-    missing = {"config", "data", "environment"} - run.info.keys()
-    if missing:
-        raise RunError(f"{run.path / 'config.json'} lacks {', '.join(sorted(missing))}; restore it from a copy.")
-    return TrainConfig.from_dict(run.info["config"]), run.info["data"]
-
-
-def data_of_run(run: Run, config: TrainConfig, data: Dataset | None = None) -> Dataset:
-    """The data that `run` was trained on, loaded again or given, known by its digest to be the same."""
-    data = load_data(config) if data is None else data
-    if data.digest() != run.info["data"]["digest"]:
-        raise DataError(
-            f"The data at {config.data.source!r} is not what {run.path} was trained on (its digest differs): "
-            "restore the original, or start a new run."
-        )
-    return data
-
-
-def load_data(config: TrainConfig) -> Dataset:
-    """The data set that a configuration names."""
-    if config.data.source == CUSTOM:
-        raise ConfigError(
-            "This run was trained on data given in Python: pass the same Dataset as `data=`. "
-            "The command line cannot load it."
-        )
-    return load_dataset(
-        config.data.source, validation=config.data.validation, seed=config.seed, limit=config.data.limit
-    )
-
-
-def make_model(
-    config: TrainConfig, input_shape: tuple[int, ...], num_classes: int, network: nn.Module | None = None
-) -> EnergyClassifier:
-    """The network of a configuration, or the user's own, as an EnergyClassifier that is known to fit the data."""
-    if network is None:
-        if config.network.name == CUSTOM:
-            raise ConfigError(
-                "This run was trained with a network of your own: pass the same module as `network=`. "
-                "The command line cannot build it."
-            )
-        settings = config.network
-        with seeded(config.seed, "network"):
-            network = build_network(
-                settings.name,
-                input_shape,
-                num_classes,
-                norm=settings.norm,
-                dropout=settings.dropout,
-                activation=settings.activation,
-            )
-    model = network if isinstance(network, EnergyClassifier) else EnergyClassifier(network)
-    was_training = model.training
-    parameter = next(model.parameters(), None)
-    probe = torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
-    with torch.no_grad():
-        classes = model.eval()(probe).shape[1]
-    model.train(was_training)
-    if classes != num_classes:
-        raise ConfigError(f"The network returns {classes} logits and the data has {num_classes} classes.")
-    return model
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from jemstone.sampling import ClassGaussian, Initial, Sampler, from_data, genera
 from jemstone.sampling.kernels import Box
 from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, load_into
 from jemstone.training.config import TrainConfig
-from jemstone.training.session import data_of_run, make_model, read_config
+from jemstone.training.inputs import data_of_run, make_model, read_config
 from jemstone.training.setup import make_fabric, make_sampler
 
 
