@@ -16,7 +16,7 @@ from jemstone.console import plain_console, results_table, show_training, stage
 from jemstone.data import grid
 from jemstone.demo import demo
 from jemstone.errors import ConfigError, JemstoneError
-from jemstone.evaluation.evaluate_run import buffer_chains, evaluate_run, read_results
+from jemstone.evaluation.evaluate_run import buffer_chains, evaluate_run
 from jemstone.report import write_report
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
@@ -82,14 +82,17 @@ def _config(options: Namespace) -> TrainConfig:
 
 
 def _evaluate(options: Namespace, console: Console) -> None:
-    ood = dict(_named_source(text) for text in options.ood)
+    pairs = [_named_source(text) for text in options.ood]
+    ood = dict(pairs)
+    if len(ood) < len(pairs):
+        raise ConfigError("--ood names two sets alike: give each a name of its own.")
     run, other = options.run, options.against
     results = {}
     name, other_name = run.resolve().name, "" if other is None else other.resolve().name
     if name == other_name:  # runs/a/jem and runs/b/jem
         name, other_name = str(run), str(other)
     if other is not None:
-        results[other_name] = read_results(other) or _evaluate_one(other, ood, console)
+        results[other_name] = _evaluate_one(other, ood, console)
     results[name] = _evaluate_one(run, ood, console)
     console.print(results_table(results, full=options.full))
     both = f"{run}" if other is None else f"{run} {other}"
@@ -130,9 +133,10 @@ def _sample(options: Namespace, console: Console) -> None:
         labels = torch.arange(count) % classes if label is None else torch.full((count,), label)
         by_class = label is not None
         images = trained.sample(labels, by_class=by_class, steps=options.steps, seed=options.seed)
-    out = options.out or trained.run.path / "samples" / ("grid.png" if label is None else f"grid-{label}.png")
+    name = ("buffer" if options.buffer else "grid") + ("" if label is None else f"-{label}")
+    out = options.out or trained.run.path / "samples" / f"{name}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    grid(images.clamp(-1, 1).cpu(), columns=min(10, len(images))).save(out)
+    grid(images.clamp(-1, 1), columns=min(10, len(images))).save(out)
     console.print(f"{len(images)} samples in {out}")
 
 
@@ -213,7 +217,7 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
     sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
     sample.add_argument("--buffer", action="store_true", help="take them from the replay buffer, not fresh")
     sample.add_argument("--seed", type=int, default=0, help="of the chains")
-    sample.add_argument("--out", type=Path | None, help="PNG to write (default: RUN/samples/grid.png)")
+    sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")
     commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
 
     report = ArgumentParser(
@@ -238,12 +242,21 @@ def _parser(arguments: Sequence[str]) -> ArgumentParser:
 
 
 def _expand(arguments: Sequence[str]) -> list[str]:
-    """Replace `--data X` and `--network X` by the settings that they stand for."""
-    expanded = []
+    """Spell out `--data X` and `--network X`, and gather every NAME=SOURCE of `--ood` at the end, wherever it stood."""
+    expanded: list[str] = []
+    sets: list[str] = []
+    within_ood = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        expanded.append(SHORTHANDS.get(name, name) + equals + value)
-    return expanded
+        if name == "--ood":
+            within_ood = True
+            sets += [value] if equals else []
+        elif within_ood and equals and not name.startswith("-"):
+            sets.append(argument)
+        else:
+            within_ood = False
+            expanded.append(SHORTHANDS.get(name, name) + equals + value)
+    return [*expanded, "--ood", *sets] if sets else expanded
 
 
 def _named_recipe(arguments: Sequence[str]) -> str | None:

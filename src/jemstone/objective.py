@@ -19,7 +19,7 @@ from torch.nn import functional
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, joint_energy, marginal_energy
 from jemstone.errors import ConfigError
-from jemstone.networks.running_statistics import running_statistics_held
+from jemstone.networks.modes import running_statistics_held
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def jem_loss(
         known = real.y >= 0
         joint_real = _masked_mean(joint_energy(logits, real.y.clamp(min=0)), known)
         terms["energy_real"] = energy_real.mean()
+        total = total + 0 * terms["energy_real"]  # a batch that trains nothing still has a gradient, of zero
         squares = [energy_real.square().mean()]
 
         if weights.marginal_chains:

@@ -30,7 +30,9 @@ def seeded(seed: int, *position: str | int, device: torch.device | str = "cpu") 
     device = torch.device(device)
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(_state(seed, position))
+        torch.default_generator.manual_seed(_state(seed, position))
+        if devices:
+            torch.get_device_module(device).manual_seed(_state(seed, position))
         yield
 
 

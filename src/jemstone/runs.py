@@ -50,7 +50,7 @@ class Run:
         path = Path(path)
         require_free(path)
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"Cannot make a run directory at {path}: {error.strerror}.") from error
         write_atomically(path / "config.json", _json_bytes({"format": FORMAT, **info}))
@@ -76,7 +76,7 @@ class Run:
         write_atomically(self.path / name, _json_bytes(content))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a .jsonl file; a last line cut short by a kill is left out."""
+        """The rows of a .jsonl file; a line cut short by a kill is left out."""
         path = self.path / name
         if not path.exists():
             return []
@@ -85,7 +85,7 @@ class Run:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break
+                continue
         return rows
 
     def rewind(self, step: int) -> None:
@@ -107,7 +107,8 @@ class Run:
 def require_free(path: str | Path) -> None:
     """Raise RunError unless `path` does not exist or is an empty directory."""
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # Half-written files of a start that was killed do not count.
+    if path.exists() and (not path.is_dir() or any(not entry.name.endswith(".tmp") for entry in path.iterdir())):
         raise RunError(
             f"{path} exists and is not empty. Choose another --run, delete it, or continue it with "
             f"`jemstone train --resume {path}`."

@@ -14,7 +14,7 @@ from jemstone.objective import LossWeights
 from jemstone.rng import generator
 from jemstone.training.config import ChainConfig, Limits, OptimizerConfig, TrainConfig
 from jemstone.training.loop import TrainState, draw_negatives, train, train_step
-from jemstone.training.setup import Trainer, make_fabric
+from jemstone.training.setup import Trainer, make_buffer, make_fabric
 
 TINY = TrainConfig(
     steps=6,
@@ -41,8 +41,12 @@ def prepare(config: TrainConfig, data: Dataset | None = None, norm: str = "none"
         torch.manual_seed(0)
         network = build_network("conv-4-2", data.input_shape, data.num_classes, norm=norm)
     trainer = Trainer.create(data, config, fabric)
-    state = TrainState.create(EnergyClassifier(network), config, trainer.initial, data.num_classes, fabric)
-    return state, trainer
+    return first_state(EnergyClassifier(network), config, trainer, data, fabric), trainer
+
+
+def first_state(model, config, trainer, data, fabric):
+    buffer = make_buffer(trainer.initial, config, data.num_classes, fabric) if config.weights.generative else None
+    return TrainState.create(model, config, buffer, fabric.device)
 
 
 def snapshot(state: TrainState):
@@ -235,4 +239,4 @@ def prepare_vectors():
     fabric = make_fabric(config)
     model = EnergyClassifier(build_network("mlp-16-1", (5,), 2))
     trainer = Trainer.create(data, config, fabric)
-    return TrainState.create(model, config, trainer.initial, 2, fabric), trainer
+    return first_state(model, config, trainer, data, fabric), trainer

@@ -12,23 +12,18 @@ from torch import Tensor
 
 from jemstone.data.dataset import to_box
 from jemstone.energy import EnergyClassifier
+from jemstone.networks.modes import in_mode
 
 
 @contextmanager
 def frozen(model: EnergyClassifier) -> Iterator[None]:
-    """Inside, every module is in evaluation mode and no parameter can receive a gradient; afterwards all is as before.
-
-    Modes are kept per module, because a network may train with some of its layers frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
+    """Inside, every module is in evaluation mode and no parameter can receive a gradient; afterwards as before."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
         model.requires_grad_(False)
-        yield
+        with in_mode(model, training=False):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
 

@@ -62,7 +62,13 @@ def notices(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str, 
         kinds = [event.get("event") for event in run.events]
         for event in (e for e in run.events if e.get("event") == "diverged"):
             reason = f": {event['reason']}" if event.get("reason") else ""
-            found.append(("warning", f"{name} diverged at step {event.get('step', 'unknown')}{reason}.", ""))
+            found.append(
+                (
+                    "warning",
+                    f"{name} diverged at step {event.get('failed_step', event.get('step', 'unknown'))}{reason}.",
+                    "",
+                )
+            )
         if resumed := run.event_steps("resumed"):
             found.append(("note", f"{name} was resumed at step {listing([f'{s:,}' for s in resumed])}.", ""))
         if kinds and "finished" not in kinds:

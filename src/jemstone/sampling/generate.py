@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jemstone.energy import EnergyClassifier, energy_gradient
+from jemstone.networks.modes import in_mode
 from jemstone.sampling.initial import Initial
 from jemstone.sampling.kernels import Sampler, run_chains
 
@@ -27,14 +28,10 @@ def generate(
     With `by_class` each chain descends E(x, y) of its label and so samples p(x|y); without, it descends E(x) and the
     label only chooses the start.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        samples = []
+    samples = []
+    with in_mode(model, training=False):
         for part in torch.split(labels, batch_size):
             start = initial(part, rng)
             energy_grad = energy_gradient(model, part if by_class else None)
             samples.append(run_chains(sampler, start, energy_grad, steps, rng)[0])
-    finally:
-        model.train(was_training)
     return torch.cat(samples)

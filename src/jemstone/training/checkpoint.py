@@ -45,9 +45,11 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write step-XXXXXXXX.safetensors into `folder`, whole or not at all, then drop all but the newest `keep`."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    # Copies, because tied weights share their memory and safetensors refuses that.
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in checkpoint.tensors.items()}
     header = {**checkpoint.header, "version": VERSION}
     header["digest"] = _digest(tensors, header)
+    folder.mkdir(exist_ok=True)
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     write_atomically(path, save(tensors, metadata={"jemstone": json.dumps(header)}))
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -94,7 +96,7 @@ def latest_checkpoint(folder: Path) -> Path:
     if not found:
         raise CheckpointError(
             f"There is no checkpoint in {folder}: the run was stopped before its first one. "
-            "Delete the run directory and start it again."
+            f"Go on with it first: jemstone train --resume {folder.parent}"
         )
     return found[-1]
 

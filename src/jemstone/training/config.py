@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -75,6 +76,7 @@ class ChainConfig:
     mode: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
+        _check_choices(self, "chains.")
         _at_least("chains.steps", self.steps, 1)
         _at_least("chains.buffer_size", self.buffer_size, 1)
         _above("chains.step_size", self.step_size, 0)
@@ -116,7 +118,9 @@ class OptimizerConfig:
     sam_adaptive: bool = False
 
     def __post_init__(self) -> None:
+        _check_choices(self, "optimizer.")
         _above("optimizer.learning_rate", self.learning_rate, 0)
+        _above("optimizer.decay_factor", self.decay_factor, 0)
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("momentum", "weight_decay", "clip_norm", "sam_rho"):
             _at_least(f"optimizer.{name}", getattr(self, name), 0)
@@ -188,6 +192,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_choices(self.network, "network.")
         _above("epochs", self.epochs, 0)
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
@@ -212,11 +218,14 @@ class TrainConfig:
 
         `config.with_values(seed=1, chains={"steps": 5})`
         """
-        nested = {
-            name: replace(getattr(self, name), **value) if isinstance(value, dict) else value
-            for name, value in changes.items()
-        }
-        return replace(self, **nested)
+        try:
+            nested = {
+                name: replace(getattr(self, name), **value) if isinstance(value, dict) else value
+                for name, value in changes.items()
+            }
+            return replace(self, **nested)
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"There is no such setting: {error}. See jemstone.TrainConfig.") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
@@ -234,14 +243,22 @@ class TrainConfig:
         return cls(**vars(config))
 
 
+def _check_choices(settings: object, prefix: str = "") -> None:
+    """Raise ConfigError where a field annotated as a Literal holds something else."""
+    for name, annotation in get_type_hints(type(settings)).items():
+        choices = get_args(annotation)
+        if get_origin(annotation) is Literal and getattr(settings, name) not in choices:
+            raise ConfigError(f"{prefix}{name} must be one of {', '.join(choices)}; got {getattr(settings, name)!r}.")
+
+
 def _above(name: str, value: float, bound: float) -> None:
-    if not value > bound:
-        raise ConfigError(f"{name} must be above {bound}, got {value}.")
+    if not bound < value < math.inf:
+        raise ConfigError(f"{name} must be above {bound} and finite, got {value}.")
 
 
 def _at_least(name: str, value: float, bound: float) -> None:
-    if not value >= bound:
-        raise ConfigError(f"{name} must be at least {bound}, got {value}.")
+    if not bound <= value < math.inf:
+        raise ConfigError(f"{name} must be at least {bound} and finite, got {value}.")
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

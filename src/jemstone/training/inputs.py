@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from jemstone.data import Dataset, load_dataset
+from jemstone.data import UNLABELLED, Dataset, Split, load_dataset
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, RunError
 from jemstone.networks import build_network
+from jemstone.networks.modes import in_mode
 from jemstone.rng import seeded
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
@@ -50,6 +51,23 @@ def load_data(config: TrainConfig) -> Dataset:
     )
 
 
+def check_dataset(data: Dataset) -> Dataset:
+    """`data`, known to be what training relies on; for data sets that were put together by hand."""
+    for name in ("train", "validation", "test"):
+        split: Split = getattr(data, name)
+        lowest = UNLABELLED if name == "train" else 0
+        if split.labels.dtype != torch.int64 or len(split.inputs) != len(split.labels):
+            raise DataError(
+                f"data.{name} needs one int64 label per input, got {split.labels.dtype} for {len(split.inputs)}."
+            )
+        if len(split) and not (lowest <= int(split.labels.min()) and int(split.labels.max()) < data.num_classes):
+            raise DataError(
+                f"Labels of data.{name} must lie in [{lowest}, {data.num_classes}), found {int(split.labels.min())} to "
+                f"{int(split.labels.max())}."
+            )
+    return data
+
+
 def make_model(
     config: TrainConfig, input_shape: tuple[int, ...], num_classes: int, network: nn.Module | None = None
 ) -> EnergyClassifier:
@@ -71,12 +89,16 @@ def make_model(
                 activation=settings.activation,
             )
     model = network if isinstance(network, EnergyClassifier) else EnergyClassifier(network)
-    was_training = model.training
     parameter = next(model.parameters(), None)
     probe = torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
-    with torch.no_grad():
-        classes = model.eval()(probe).shape[1]
-    model.train(was_training)
+    try:
+        with torch.no_grad(), in_mode(model, training=False):
+            classes = model(probe).shape[1]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"The network does not take float32 inputs of shape (batch, {', '.join(map(str, input_shape))}), which the "
+            f"data has: {error}"
+        ) from error
     if classes != num_classes:
         raise ConfigError(f"The network returns {classes} logits and the data has {num_classes} classes.")
     return model

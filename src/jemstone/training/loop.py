@@ -9,21 +9,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, energy_gradient
-from jemstone.networks.running_statistics import buffers_restored_on_error, running_statistics_held
+from jemstone.networks.modes import buffers_restored_on_error, in_mode, running_statistics_held
 from jemstone.objective import Loss, Negatives, jem_loss
 from jemstone.rng import generator, seeded
-from jemstone.sampling import ChainInfo, Draw, Initial, ReplayBuffer, run_chains
+from jemstone.sampling import ChainInfo, Draw, ReplayBuffer, run_chains
 from jemstone.training.config import TrainConfig
 from jemstone.training.guard import check
 from jemstone.training.setup import Trainer, learning_rate, make_optimizer
@@ -49,16 +47,10 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, model: EnergyClassifier, config: TrainConfig, initial: Initial | None, num_classes: int, fabric: Fabric
+        cls, model: EnergyClassifier, config: TrainConfig, buffer: ReplayBuffer | None, device: torch.device
     ) -> TrainState:
-        """The state before the first step; `initial` may be None where no generative term is on."""
-        model = model.to(fabric.device)
-        buffer = None
-        if config.weights.generative:
-            assert initial is not None, "a generative recipe has somewhere to start its chains"
-            rng = generator(config.seed, "buffer", fabric.global_rank, device=fabric.device)
-            size = config.chains.buffer_size
-            buffer = ReplayBuffer.create(size, initial, num_classes, rng, device=fabric.device)
+        """The state before the first step; `buffer` is None where no generative term is on."""
+        model = model.to(device)
         ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema > 0 else None
         return cls(model, ema, make_optimizer(model, config.optimizer), buffer, step=0)
 
@@ -77,7 +69,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     config, step = trainer.config, state.step
     model, optimizer = state.model, state.optimizer
     rate = learning_rate(config.optimizer, step, trainer.total_steps)
-    labelled_batch = trainer.streams.labelled(step)
+    labelled_batch = trainer.streams.labelled(step) if config.weights.class_nll > 0 else None
     real = trainer.streams.real(step) if config.weights.generative else None
 
     # Dropout draws from the global stream, so that too is set by position.
@@ -118,7 +110,7 @@ def draw_negatives(state: TrainState, trainer: Trainer, real: Batch | None) -> t
         return Negatives(), []
     marginal, conditional, moves = None, None, []
     training = trainer.config.chains.mode == "train"
-    with _mode(state.model, training=training), running_statistics_held(state.model), trainer.fabric.autocast():
+    with in_mode(state.model, training=training), running_statistics_held(state.model), trainer.fabric.autocast():
         if weights.marginal_chains:
             moves.append(_move_chains(state, trainer, "marginal", len(real.y)))
             marginal = moves[-1].x
@@ -148,7 +140,7 @@ def _move_chains(
 def _gradients(
     model: EnergyClassifier,
     optimizer: torch.optim.Optimizer,
-    labelled_batch: Batch,
+    labelled_batch: Batch | None,
     real: Batch | None,
     negatives: Negatives,
     trainer: Trainer,
@@ -207,13 +199,3 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
         average.lerp_(weight, 1 - decay)
     for statistic, value in zip(ema.buffers(), model.buffers(), strict=True):
         statistic.copy_(value)
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    was_training = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(was_training)

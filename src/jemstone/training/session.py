@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
 from jemstone.data import Dataset, Split, to_box
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import Diverged
+from jemstone.errors import Diverged, RunError
+from jemstone.networks.modes import in_mode
 from jemstone.runs import Run, require_free, write_atomically
 from jemstone.sampling import ClassGaussian, Initial, ReplayBuffer, Sampler
 from jemstone.training.checkpoint import (
     Checkpoint,
-    latest_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     load_into,
     pack_optimizer,
@@ -30,10 +32,13 @@ from jemstone.training.checkpoint import (
     unpack_optimizer,
 )
 from jemstone.training.config import TrainConfig
-from jemstone.training.inputs import CUSTOM, data_of_run, load_data, make_model, read_config
+from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
 from jemstone.training.loop import Metrics, TrainState, train
-from jemstone.training.setup import Trainer, make_fabric
+from jemstone.training.setup import Trainer, make_buffer, make_fabric
 from jemstone.version import __version__
+
+INITIAL = "initial.safetensors"
+INITIAL_TENSORS = ("mean", "factor", "residual")
 
 
 class Session:
@@ -74,23 +79,23 @@ class Session:
             require_free(run)  # before anything takes time
         fabric = make_fabric(config)
         if data is None:
+            if Path(config.data.source).exists():  # a run can be resumed from another folder
+                config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
             data = load_data(config)
         else:
+            data = check_dataset(data)
             config = config.with_values(data={"source": CUSTOM})
         if network is not None:
             config = config.with_values(network={"name": CUSTOM})
         model = make_model(config, data.input_shape, data.num_classes, network)
         trainer = Trainer.create(data, config, fabric)
-        state = TrainState.create(model, config, trainer.initial, data.num_classes, fabric)
+        state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
             directory = Run.create(run, _facts(config, data, fabric))
-            if isinstance(trainer.initial, ClassGaussian):
-                tensors = {name: getattr(trainer.initial, name).cpu() for name in ("mean", "factor", "residual")}
-                write_atomically(directory.path / "initial.safetensors", save(tensors))
             directory.event("started", 0)
         session = cls(config, data, state, trainer, directory)
-        session._save()  # a run killed before its first checkpoint can be resumed too
+        session._save()
         return session
 
     @classmethod
@@ -99,12 +104,14 @@ class Session:
         directory = Run(run)
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
-        checkpoint = load_checkpoint(latest_checkpoint(directory.path / "checkpoints"))
         fabric = make_fabric(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
-        trainer = Trainer.create(data, config, fabric)
-        state = TrainState.create(model, config, trainer.initial, data.num_classes, fabric)
-        _restore(state, checkpoint, fabric.device)
+        trainer = Trainer.create(data, config, fabric, load_initial(directory, config, data.box, fabric.device))
+        found = list_checkpoints(directory.path / "checkpoints")
+        if found:
+            state = _restored_state(model, config, load_checkpoint(found[-1]), data.num_classes, fabric.device)
+        else:  # killed before the first checkpoint: the beginning is derived from the configuration too
+            state = _first_state(model, trainer, data.num_classes)
         directory.rewind(state.step)
         directory.event("resumed", state.step)
         return cls(config, data, state, trainer, directory)
@@ -134,6 +141,8 @@ class Session:
 
         Raises Diverged, after noting it in events.jsonl, where a step fails its health check.
         """
+        if self.state.step >= self.total_steps:
+            return
         began = time.monotonic()
         try:
             for metrics in train(self.state, self.trainer):
@@ -166,7 +175,9 @@ class Session:
     def _save(self) -> None:
         if self.run is None:
             return
-        state = self.state
+        state, initial = self.state, self.trainer.initial
+        if isinstance(initial, ClassGaussian) and not (self.run.path / INITIAL).exists():
+            write_atomically(self.run.path / INITIAL, save({n: getattr(initial, n).cpu() for n in INITIAL_TENSORS}))
         parts: dict[str, dict[str, torch.Tensor]] = {"model": state.model.network.state_dict()}
         if state.ema is not None:
             parts["ema"] = state.ema.network.state_dict()
@@ -181,27 +192,53 @@ class Session:
 @torch.no_grad()
 def validate(model: EnergyClassifier, split: Split, fabric: Fabric, batch_size: int = 512) -> dict[str, float]:
     """Accuracy and NLL (nats) on a split, in eval mode."""
-    was_training = model.training
-    model.eval()
     right, nll = 0.0, 0.0
-    for x, y in zip(torch.split(split.inputs, batch_size), torch.split(split.labels, batch_size), strict=True):
-        logits = model(fabric.to_device(to_box(x)))
-        y = fabric.to_device(y)
-        nll += nn.functional.cross_entropy(logits, y, reduction="sum").item()
-        right += (logits.argmax(dim=1) == y).sum().item()
-    model.train(was_training)
+    with in_mode(model, training=False):
+        for x, y in zip(torch.split(split.inputs, batch_size), torch.split(split.labels, batch_size), strict=True):
+            logits = model(fabric.to_device(to_box(x)))
+            y = fabric.to_device(y)
+            nll += nn.functional.cross_entropy(logits, y, reduction="sum").item()
+            right += (logits.argmax(dim=1) == y).sum().item()
     return {"accuracy": right / len(split), "nll": nll / len(split)}
 
 
-def _restore(state: TrainState, checkpoint: Checkpoint, device: torch.device) -> None:
+def load_initial(
+    run: Run, config: TrainConfig, box: tuple[float, float] | None, device: torch.device
+) -> ClassGaussian | None:
+    """The class Gaussian that a run's chains start from, if it has one on disk."""
+    path = run.path / INITIAL
+    if config.chains.start != "gaussian" or not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            mean, factor, residual = (file.get_tensor(name) for name in INITIAL_TENSORS)
+    except Exception as error:
+        raise RunError(
+            f"{path}, where the run's chains start, cannot be read: {error}. Delete it and resume."
+        ) from error
+    return ClassGaussian(mean, factor, residual, tuple(run.info["data"]["input_shape"]), box).to(device)
+
+
+def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
+    config, fabric, initial = trainer.config, trainer.fabric, trainer.initial
+    buffer = None if initial is None else make_buffer(initial, config, num_classes, fabric)
+    return TrainState.create(model, config, buffer, fabric.device)
+
+
+def _restored_state(
+    model: EnergyClassifier, config: TrainConfig, checkpoint: Checkpoint, num_classes: int, device: torch.device
+) -> TrainState:
+    buffer = None
+    if config.weights.generative:
+        chains = checkpoint.part("buffer")
+        buffer = ReplayBuffer(chains["x"].to(device), chains["age"].to(device), num_classes)
+    state = TrainState.create(model, config, buffer, device)
     load_into(state.model.network, checkpoint.part("model"), "The checkpoint")
     if state.ema is not None:
         load_into(state.ema.network, checkpoint.part("ema"), "The checkpoint's averaged model")
-    if state.buffer is not None:
-        chains = checkpoint.part("buffer")
-        state.buffer = ReplayBuffer(chains["x"].to(device), chains["age"].to(device), state.buffer.num_classes)
     unpack_optimizer(state.optimizer, checkpoint.part("optimizer"), checkpoint.header["optimizer"])
     state.step = checkpoint.step
+    return state
 
 
 def _facts(config: TrainConfig, data: Dataset, fabric: Fabric) -> dict[str, Any]:

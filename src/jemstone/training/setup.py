@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from jemstone.data import Dataset, Stream, labelled, to_box
 from jemstone.errors import ConfigError
+from jemstone.rng import generator
 from jemstone.sampling import (
     ClassGaussian,
     Initial,
+    ReplayBuffer,
     Sampler,
     clipped,
     from_data,
@@ -36,22 +39,23 @@ class Streams(NamedTuple):
     @classmethod
     def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric) -> Streams:
         """Streams over the training split of `data`."""
-        known = labelled(data.train)
+        everything = data.train.to(fabric.device)  # once: the streams share it
+        known = labelled(everything)
         place = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
         return cls(
             Stream(known, config.batch_size, config.augment, seed=config.seed, name="labelled", **place),
-            Stream(data.train, config.real_batch_size, config.augment_real, seed=config.seed, name="real", **place),
+            Stream(everything, config.real_batch_size, config.augment_real, seed=config.seed, name="real", **place),
         )
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
     """Device and precision of a run. One process; several ranks are refused rather than run wrongly."""
+    processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if processes > 1:
+        raise ConfigError(f"Started as {processes} processes; training runs in one. Start it without torchrun or srun.")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda' and no CUDA device is available. Use --device auto or --device cpu.")
-    fabric = Fabric(accelerator=config.device, devices=1, precision=config.precision)
-    if fabric.world_size > 1:
-        raise ConfigError(f"Started as {fabric.world_size} processes; training runs in one. Start it without torchrun.")
-    return fabric
+    return Fabric(accelerator=config.device, devices=1, precision=config.precision)
 
 
 def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> Initial:
@@ -63,6 +67,19 @@ def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> In
         inputs = to_box(known.inputs)
         return ClassGaussian.fit(inputs, known.labels, data.num_classes, box=data.box).to(device)
     return from_data(to_box(known.inputs).to(device), known.labels.to(device), data.num_classes)
+
+
+def make_buffer(initial: Initial, config: TrainConfig, num_classes: int, fabric: Fabric) -> ReplayBuffer:
+    """The persistent chains before the first step."""
+    rng = generator(config.seed, "buffer", fabric.global_rank, device=fabric.device)
+    buffer = ReplayBuffer.create(config.chains.buffer_size, initial, num_classes, rng, device=fabric.device)
+    if config.weights.conditional > 0 and len(buffer) // num_classes < config.real_batch_size:
+        raise ConfigError(
+            f"weights.conditional draws chains by class, up to real_batch_size = {config.real_batch_size} of one, and "
+            f"a buffer of {len(buffer)} holds {len(buffer) // num_classes} of each of {num_classes} classes. Set "
+            f"chains.buffer_size to at least {config.real_batch_size * num_classes}."
+        )
+    return buffer
 
 
 def make_sampler(chains: ChainConfig, box: Box | None) -> Sampler:
@@ -112,9 +129,10 @@ class Trainer:
     box: Box | None
 
     @classmethod
-    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric) -> Trainer:
-        """The trainer of `config` on `data`."""
-        initial = make_initial(data, config, fabric.device) if config.weights.generative else None
+    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric, initial: Initial | None = None) -> Trainer:
+        """The trainer of `config` on `data`; `initial` spares estimating where chains start a second time."""
+        if config.weights.generative:
+            initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
         return cls(config, Streams.create(data, config, fabric), sampler, initial, fabric, data.box)
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from jemstone.data import labelled, to_box
+from jemstone.data import Dataset, to_box
 from jemstone.data.dataset import box_of
-from jemstone.energy import EnergyClassifier
-from jemstone.errors import CheckpointError, ConfigError, RunError
+from jemstone.energy import EnergyClassifier, marginal_energy
+from jemstone.errors import CheckpointError, ConfigError
 from jemstone.rng import generator
 from jemstone.runs import Run
-from jemstone.sampling import ClassGaussian, Initial, Sampler, from_data, generate, uniform
+from jemstone.sampling import Initial, Sampler, generate, uniform
 from jemstone.sampling.kernels import Box
 from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, load_into
 from jemstone.training.config import TrainConfig
 from jemstone.training.inputs import data_of_run, make_model, read_config
-from jemstone.training.setup import make_fabric, make_sampler
+from jemstone.training.session import load_initial
+from jemstone.training.setup import make_fabric, make_initial, make_sampler
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     buffer: Tensor | None
+    data: Dataset | None = None
+    """The data set, where the run was trained on one that was given as an object."""
 
     @property
     def box(self) -> Box | None:
@@ -69,18 +73,24 @@ class Trained:
 
     def initial(self) -> Initial:
         """Where the run's chains started."""
-        start = self.config.chains.start
-        if start == "uniform":
+        if self.config.chains.start == "uniform":
             return uniform(self.input_shape, self.box)
-        if start == "gaussian":
-            return self._class_gaussian()
-        known = labelled(data_of_run(self.run, self.config).train).to(self.device)
-        return from_data(to_box(known.inputs), known.labels, len(self.class_names))
+        saved = load_initial(self.run, self.config, self.box, self.device)
+        return saved or make_initial(data_of_run(self.run, self.config, self.data), self.config, self.device)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, *, batch_size: int = 512) -> Float[Tensor, "n k"]:
+        """Logits of inputs (n, ...), stored ones (uint8) included, batch by batch; on the CPU."""
+        return torch.cat([self.model(to_box(part.to(self.device))).cpu() for part in torch.split(x, batch_size)])
+
+    def log_density(self, x: Tensor) -> Float[Tensor, " n"]:
+        """log p(x) up to a constant, nats: higher means more like the training data; on the CPU."""
+        return -marginal_energy(self.logits(x))
 
     def sample(
         self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0
     ) -> Float[Tensor, "n ..."]:
-        """Fresh chains, one per label, run for `steps` (default `chain_life`) from the run's own start.
+        """Fresh chains, one per label, on the CPU, run for `steps` (default `chain_life`) from the run's own start.
 
         They descend E(x), the label only choosing a class-conditional start, or with `by_class` E(x, y).
         """
@@ -90,40 +100,36 @@ class Trained:
                 "and its density has no samples to show. Train a generative recipe, for example jem-small."
             )
         rng = generator(seed, "sample", device=self.device)
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.class_names)):
+            raise ConfigError(f"Labels to sample must lie in [0, {len(self.class_names)}).")
         labels = labels.to(self.device)
         steps = self.chain_life if steps is None else steps
-        return generate(self.model, self.initial(), self.sampler, labels, steps, rng, by_class=by_class)
-
-    def _class_gaussian(self) -> ClassGaussian:
-        path = self.run.path / "initial.safetensors"
-        try:
-            with safe_open(path, framework="pt") as file:
-                mean, factor, residual = (file.get_tensor(name) for name in ("mean", "factor", "residual"))
-        except Exception as error:
-            raise RunError(f"{path}, where the run's chains start, cannot be read: {error}") from error
-        return ClassGaussian(mean, factor, residual, self.input_shape, self.box).to(self.device)
+        return generate(self.model, self.initial(), self.sampler, labels, steps, rng, by_class=by_class).cpu()
 
 
-def load_trained(run: str | Path, network: nn.Module | None = None) -> Trained:
-    """Load a run directory's model. A run of your own module needs that module again, as `network`."""
+def load_trained(
+    run: str | Path,
+    network: nn.Module | None = None,
+    *,
+    data: Dataset | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Trained:
+    """Load a run directory's model, on `device`, which need not be the one that it was trained on.
+
+    A run of your own module or data set needs them again, as `network`, which is copied and stays as it is, and
+    `data`, which only chains that start from data ask for.
+    """
     directory = Run(run)
     config, facts = read_config(directory)
     shape = tuple(facts["input_shape"])
     path = latest_checkpoint(directory.path / "checkpoints")
     checkpoint = load_checkpoint(path)
-    model = make_model(config, shape, facts["num_classes"], network)
+    model = make_model(config, shape, facts["num_classes"], copy.deepcopy(network))
     weights = checkpoint.part("ema") or checkpoint.part("model")
     if not weights:
         raise CheckpointError(f"{path} holds no model.")
     load_into(model.network, weights, path)
-    model = model.to(make_fabric(config).device).eval()
+    model = model.to(make_fabric(config.with_values(device=device)).device).eval()
     chains = checkpoint.part("buffer")
-    return Trained(
-        directory,
-        config,
-        model,
-        shape,
-        tuple(facts["class_names"]),
-        checkpoint.step,
-        chains.get("x") if chains else None,
-    )
+    names = tuple(facts["class_names"])
+    return Trained(directory, config, model, shape, names, checkpoint.step, chains.get("x"), data)

@@ -1,4 +1,4 @@
-"""Who moves the running averages of BatchNorm: data does, chains and negatives do not."""
+"""The state of a network that is not its weights: modes, and the running averages of BatchNorm."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Inside, every module is in train or in evaluation mode; afterwards each is as it was.
+
+    Modes are kept per module, because a network may be used with some of its layers frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def running_statistics_held(model: nn.Module) -> Iterator[None]:
     """Forward passes inside use statistics as the mode says, and leave the running averages as they are.
 
-    In eval mode a network is normalised by its running averages, and what it is evaluated on is data: averages that
-    had also seen negatives would belong to neither.
+    Data moves these averages, chains and negatives do not: in eval mode a network is normalised by them, and what it
+    is evaluated on is data. Averages that had also seen negatives would belong to neither.
     """
     layers = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     momenta = [layer.momentum for layer in layers]
