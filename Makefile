@@ -1,6 +1,8 @@
 # Two commands set everything up on a fresh machine with python3 (>= 3.10) and make: `make demo` and `make test`.
 VENV ?= .venv
 PYTHON ?= python3
+# On Linux without a GPU, PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves gigabytes.
+PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test check bench clean
@@ -21,7 +23,7 @@ bench: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -29,9 +29,8 @@ def main() -> None:
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.25])
     for ax, (name, title) in zip(axes, TITLES.items(), strict=False):
         trained = load_trained(options.demo / name)
-        with torch.no_grad():
-            inside = trained.model.log_density(test).numpy()
-            rotated = trained.model.log_density(test.rot90(1, (2, 3))).numpy()
+        inside = trained.log_density(test).numpy()
+        rotated = trained.log_density(test.rot90(1, (2, 3))).numpy()
         bins = np.linspace(*np.quantile(np.concatenate([inside, rotated]), (0.002, 0.998)), 40)
         for values, label, colour in ((inside, "test digits", IN), (rotated, "turned by 90°", OUT)):
             ax.hist(values.clip(bins[0], bins[-1]), bins, label=label, color=colour, alpha=0.75)
