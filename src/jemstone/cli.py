@@ -246,11 +246,12 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     sets: list[str] = []
     within_ood = False
-    for argument in arguments:
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         name, equals, value = argument.partition("=")
         if name == "--ood":
             within_ood = True
-            sets += [value] if equals else []
+            alone = "=" not in following or following.startswith("-")
+            sets += [value] if equals or alone else []  # an --ood without a set must not pass for none
         elif within_ood and equals and not name.startswith("-"):
             sets.append(argument)
         else:

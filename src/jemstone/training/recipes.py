@@ -101,7 +101,8 @@ _CLASSIFIER_SMALL = TrainConfig(
 
 _JEM_SMALL = _CLASSIFIER_SMALL.with_values(
     recipe="jem-small",
-    weights=LossWeights(class_nll=3.0, marginal=1.0),
+    weights=LossWeights(class_nll=5.0, marginal=1.0),
+    optimizer={"clip_norm": 5.0},
     chains=ChainConfig("langevin", steps=10, noise=0.01, clamp=True, buffer_size=2000),
     augment=Augment(noise=0.3),
     augment_real=Augment(noise=0.03),
