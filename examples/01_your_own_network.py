@@ -28,7 +28,8 @@ class MyNetwork(nn.Module):
 
 def main(steps=300):
     data = load_dataset("digits")
-    config = recipe("jem-small").with_values(steps=steps, optimizer={"warmup_steps": steps // 10})
+    settings = {"steps": steps, "optimizer": {"warmup_steps": steps // 10}, "device": "cpu"}
+    config = recipe("jem-small").with_values(**settings)
     torch.manual_seed(0)  # your module, so your weights
     session = Session.start(config, data, MyNetwork())
     for metrics in session.train():

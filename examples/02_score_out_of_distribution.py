@@ -5,33 +5,35 @@ something. 0.5 is guessing, 1 is perfect. One run of one seed: for claims with i
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from sklearn.metrics import roc_auc_score
 
-from jemstone import Session, load_dataset, recipe
+from jemstone import Session, load_dataset, load_trained, recipe
 
 
-def auroc(model, inside, outside):
+def auroc(trained, inside, outside):
     """Probability that a random inside input scores higher than a random outside one."""
-    with torch.no_grad():
-        scores = torch.cat([model.log_density(inside), model.log_density(outside)])
+    scores = trained.log_density(torch.cat([inside, outside]))
     return float(roc_auc_score([1] * len(inside) + [0] * len(outside), scores.numpy()))
 
 
 def main(steps=400):
     data = load_dataset("digits")
-    digits = data.test.inputs
+    digits, labels = data.test.inputs, data.test.labels
     unlike = {"rotated": digits.rot90(dims=(2, 3)), "inverted": -digits}
     results = {}
     for name in ("classifier-small", "jem-small"):
         config = recipe(name).with_values(steps=steps, network={"name": "conv-16"}, batch_size=32, real_batch_size=32)
-        session = Session.start(config, data)
-        for _ in session.train():
-            pass
-        with torch.no_grad():
-            accuracy = (session.model(digits).argmax(dim=1) == data.test.labels).float().mean().item()
-        results[name] = {"accuracy": accuracy} | {kind: auroc(session.model, digits, x) for kind, x in unlike.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / name
+            for _ in Session.start(config, data, run=run).train():
+                pass
+            trained = load_trained(run)
+        accuracy = (trained.logits(digits).argmax(dim=1) == labels).float().mean().item()
+        results[name] = {"accuracy": accuracy} | {kind: auroc(trained, digits, x) for kind, x in unlike.items()}
         print(f"{name:17}", "  ".join(f"{kind} {value:.3f}" for kind, value in results[name].items()))
     return results
 

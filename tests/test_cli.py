@@ -30,8 +30,12 @@ CHEAP = Protocol(name="test", resamples=5, attack_images=4, attack_steps=1, linf
 
 def jemstone_process(*arguments, cwd=None):
     """The command in a process of its own. A user's mistake is never a traceback."""
+    return process([sys.executable, "-m", "jemstone", *map(str, arguments)], cwd)
+
+
+def process(command, cwd=None):
     done = subprocess.run(
-        [sys.executable, "-m", "jemstone", *map(str, arguments)],
+        command,
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -135,7 +139,7 @@ def test_train_writes_a_run_and_says_what_comes_next(trained):
 def test_settings_come_from_the_recipe_then_the_file_then_the_command_line(run):
     config = json.loads((run / "config.json").read_text())["config"]
     assert config["recipe"] == "jem-small"
-    assert config["weights"]["class_nll"] == 3.0  # recipe
+    assert config["weights"]["class_nll"] == recipe("jem-small").weights.class_nll != 1.0  # recipe
     assert (config["chains"]["steps"], config["chains"]["noise"], config["checkpoint_every"]) == (2, 0.02, 4)  # file
     assert (config["steps"], config["chains"]["buffer_size"]) == (12, 100)  # command line, steps over the file's
     assert (config["data"]["source"], config["network"]["name"]) == ("digits", "conv-8")  # shorthands
@@ -210,18 +214,27 @@ def test_a_wrong_use_has_status_2_and_a_short_usage(home):
     assert len(done.stderr.splitlines()) < 8
 
 
-# The rest in this process
+DEMO = """
+import functools, sys
+import jemstone.demo
+from jemstone import Protocol, evaluate_run, recipe
+from jemstone.cli import main
+
+small = {"network": {"name": "conv-8"}, "chains": {"steps": 2, "buffer_size": 100}, "steps": 3}
+cheap = Protocol(name="test", resamples=5, attack_images=4, attack_steps=1, linf=(0.1,), l2=(1.0,), ood_images=20)
+jemstone.demo.recipe = lambda name: recipe(name).with_values(**small)
+jemstone.demo.evaluate_run = functools.partial(evaluate_run, protocol=cheap)
+sys.exit(main(["demo", *sys.argv[1:]]))
+"""
 
 
-def test_demo(tmp_path, monkeypatch, capsys):
-    small = {"network": {"name": "conv-8"}, "chains": {"steps": 2, "buffer_size": 100}, "steps": 3}
-    monkeypatch.setattr(jemstone.demo, "recipe", lambda name: recipe(name).with_values(**small))
-    monkeypatch.setattr(jemstone.demo, "evaluate_run", functools.partial(evaluate_run, protocol=CHEAP))
+def test_demo(tmp_path, capsys):
+    """The command in a process of its own, with fewer steps and a cheaper protocol than its own."""
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--seed", "3"]) == 0
-    text = capsys.readouterr().out
-    assert f"Report: {out / 'report.html'}" in text
-    assert [word for word in text.split() if word == "jem-small:"] == ["jem-small:"] * 2  # training, evaluation
+    done = process([sys.executable, "-c", DEMO, "--out", str(out), "--seed", "3"])
+    assert done.returncode == 0, done.stderr
+    assert f"Report: {out / 'report.html'}" in done.stdout
+    assert [word for word in done.stdout.split() if word == "jem-small:"] == ["jem-small:"] * 2  # training, evaluation
     page = (out / "report.html").read_text()
     for name in ("classifier-small", "jem-small"):
         info = json.loads((out / name / "config.json").read_text())
@@ -229,6 +242,9 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert (out / name / "results.json").is_file()
         assert name in page
     assert "Choose another --out" in fails(capsys, "demo", "--out", out)
+
+
+# The rest in this process
 
 
 def test_demo_takes_its_two_recipes_as_they_are():
@@ -275,7 +291,7 @@ def test_paths_are_printed_as_they_are(here, capsys):
     ("options", "name", "count"),
     [
         (["--label", "3"], "grid-3.png", 5),
-        (["--buffer"], "grid.png", 5),
+        (["--buffer"], "buffer.png", 5),
         (["--label", "4", "--steps", "1", "--seed", "2"], "grid-4.png", 5),
     ],
 )
@@ -284,6 +300,20 @@ def test_samples_by_class_and_from_the_buffer(copy, capsys, options, name, count
     out = copy / "samples" / name
     assert capsys.readouterr().out == f"{count} samples in {out}\n"
     assert Image.open(out).size[0] == 50 * count + 2
+
+
+def test_chains_of_the_buffer_by_class_have_a_file_of_their_own(copy, capsys):
+    trained = jemstone.load_trained(copy)
+    classes = trained.logits(trained.buffer).argmax(dim=1)
+    label = int(classes.mode().values)
+    assert main(["sample", str(copy), "--count", "3", "--buffer", "--label", str(label)]) == 0
+    out = copy / "samples" / f"buffer-{label}.png"
+    assert capsys.readouterr().out == f"3 samples in {out}\n"
+    assert out.is_file()
+    missing = sorted(set(range(10)) - set(classes.tolist()))
+    for absent in missing[:1]:  # a model of 12 steps hardly sees all ten
+        err = fails(capsys, "sample", copy, "--buffer", "--label", absent)
+        assert f"No chain of the buffer is assigned to class {absent}" in err
 
 
 def test_samples_depend_on_their_options(copy):
@@ -296,6 +326,41 @@ def test_samples_depend_on_their_options(copy):
     assert pixels() == first
     assert pixels("--seed", "1") != first
     assert pixels("--label", "0") != pixels("--label", "1")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `evaluate` asks for, without the work."""
+    calls = []
+
+    def record(path, *, ood, on_progress):
+        calls.append((str(path), dict(ood)))
+        return []
+
+    monkeypatch.setattr("jemstone.cli.evaluate_run", record)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--ood", "a=1", "--ood", "b=2"],
+        ["--ood", "a=1", "--ood", "b=2", "run"],
+        ["--ood", "a=1", "b=2", "run"],
+        ["run", "--ood", "a=1", "b=2"],
+        ["--ood=a=1", "run", "--ood=b=2"],
+        ["--ood", "a=1", "run", "--ood", "b=2", "--full"],
+    ],
+)
+def test_foreign_sets_are_named_one_by_one_or_together_wherever_they_stand(arguments, asked):
+    assert main(["evaluate", *arguments]) == 0
+    assert asked == [("run", {"a": "1", "b": "2"})]
+
+
+def test_against_evaluates_both_runs_even_where_one_has_results(asked, copy):
+    (copy / "results.json").write_text("[]")
+    assert main(["evaluate", "run", "--against", str(copy), "--ood", "a=x=1"]) == 0
+    assert asked == [(str(copy), {"a": "x=1"}), ("run", {"a": "x=1"})]
 
 
 def test_two_runs_of_one_name_are_two_columns(run, tmp_path, capsys, monkeypatch):
@@ -342,7 +407,7 @@ MISTAKES = {
     "no recipe": (("train",), "Name a recipe (classifier, "),
     "settings only": (("train", "--steps", "3"), "Name a recipe"),
     "unknown recipe": (("train", "jem-smal"), "There is no recipe 'jem-smal'. Choose one of: classifier, "),
-    "value out of range": ((*TRAIN, "--chains.steps", "0"), "chains.steps must be at least 1, got 0"),
+    "value out of range": ((*TRAIN, "--chains.steps", "0"), "chains.steps must be at least 1 and finite, got 0"),
     "small buffer": ((*TRAIN, "--chains.buffer_size", "5"), "chains.buffer_size 5 is smaller than real_batch_size 16"),
     "unknown network": ((*TRAIN, "--network", "resnet"), "Unknown network 'resnet'. Known names: wrn-DEPTH-WIDTH"),
     "missing data": ((*TRAIN, "--data", "gone.npz"), "There is no file gone.npz"),
@@ -364,7 +429,12 @@ MISTAKES = {
     "steps of the buffer": (("sample", "RUN", "--buffer", "--steps", "3"), "leave out --steps"),
     "no picture": (("sample", "RUN", "--out", "x.txt"), "a name that ends in .png; got x.txt"),
     "unwritable": (("sample", "RUN", "--count=1", "--steps=1", "--out", "RUN/config.json/x.png"), "config.json"),
-    "ood without a source": (("evaluate", "RUN", "--ood", "letters"), "--ood takes NAME=SOURCE, for example"),
+    "ood without a source": (("evaluate", "RUN", "--ood=letters"), "--ood takes NAME=SOURCE, for example"),
+    "ood with no source": (("evaluate", "RUN", "--ood", "letters="), "--ood takes NAME=SOURCE, for example"),
+    "ood alone": (("evaluate", "RUN", "--ood"), "--ood takes NAME=SOURCE, for example"),
+    "ood before an option": (("evaluate", "RUN", "--ood", "--full"), "--ood takes NAME=SOURCE, for example"),
+    "ood twice": (("evaluate", "RUN", "--ood", "a=x.npz", "--ood", "a=y.npz"), "--ood names two sets alike"),
+    "ood twice at once": (("evaluate", "--ood", "a=x.npz", "a=x.npz", "RUN"), "--ood names two sets alike"),
     "ood without a name": (("evaluate", "RUN", "--ood", "=letters.npz"), "--ood takes NAME=SOURCE"),
     "ood missing": (("evaluate", "RUN", "--ood", "letters=gone.npz"), "There is no file gone.npz"),
     "evaluate nothing": (("evaluate", "gone"), "There is no run directory at gone"),
@@ -399,6 +469,7 @@ MISUSES = {
     "no value": (("train", "jem-small", "--steps"), "--steps: expected one argument"),
     "no such file": (("train", "jem-small", "--config", "gone.yaml"), "gone.yaml"),
     "evaluate what": (("evaluate",), "required: evaluate.run"),
+    "evaluate two": (("evaluate", "run", "--ood", "a=1", "another"), "unrecognized arguments: another"),
     "sample what": (("sample",), "required: sample.run"),
     "report what": (("report",), "required: report.runs"),
     "label as text": (("sample", "run", "--label", "cat"), "Given value: cat"),
@@ -441,7 +512,7 @@ def test_a_flipped_bit_in_a_tensor_is_told(copy, capsys):
         path.write_bytes(damaged)
         for command in (("evaluate", copy), ("sample", copy), ("train", "--resume", copy)):
             err = fails(capsys, *command)
-            assert "is damaged: its tensors do not match their digest. Use an earlier checkpoint" in err
+            assert "is damaged: its content does not match its digest. Delete it to go on from the checkpoint" in err
 
 
 def test_an_earlier_checkpoint_can_indeed_be_used(copy, capsys):
@@ -452,10 +523,15 @@ def test_an_earlier_checkpoint_can_indeed_be_used(copy, capsys):
     assert path.read_bytes() == good
 
 
-def test_a_run_without_checkpoints_is_told(copy, capsys):
+def test_a_run_without_checkpoints_has_no_model_yet_and_begins_anew_when_resumed(run, copy, capsys):
     shutil.rmtree(copy / "checkpoints")
-    for command in (("evaluate", copy), ("train", "--resume", copy)):
-        assert "There is no checkpoint in" in fails(capsys, *command)
+    for command in (("evaluate", copy), ("sample", copy)):
+        err = fails(capsys, *command)
+        assert "There is no checkpoint in" in err
+        assert f"jemstone train --resume {copy}" in err
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert "at step 0 of 12." in capsys.readouterr().out
+    assert last_checkpoint(copy).read_bytes() == last_checkpoint(run).read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 99}'])

@@ -148,6 +148,14 @@ def test_unlabelled_rows_train_the_marginal_alone(model, data):
     assert torch.allclose(joint.total, 0.5 * alone.energy_gap)
 
 
+def test_a_batch_without_a_label_gives_log_p_of_x_given_y_a_gradient_of_zero(model, data):
+    hidden = Batch(data.x, torch.full((60,), -1))
+    negatives = Negatives(conditional=Batch(data.x[:0], data.y[:0]))
+    loss = jem_loss(model, None, hidden, negatives, CONDITIONAL)
+    assert loss.conditional_gap == 0
+    assert (flat_gradient(loss.total, model) == 0).all()
+
+
 def test_energy_l2_adds_the_squares_of_both_batches(model, data):
     negatives = exact_negatives(model, data, generator(0, "negatives"))
     plain = jem_loss(model, None, data, negatives, MARGINAL)
@@ -176,7 +184,7 @@ def test_loss_reports_what_it_is_made_of(model, data):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LossWeights(class_nll=-1.0), "class_nll must not be negative"),
+        (lambda: LossWeights(class_nll=-1.0), "class_nll must be finite and not negative"),
         (lambda: LossWeights(class_nll=0.0), "All loss weights are 0"),
         (lambda: LossWeights(energy_l2=0.1), "anchors a generative term"),
     ],

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,44 +15,38 @@ from safetensors import safe_open
 from jemstone import Session, TrainConfig, recipe
 from jemstone.training.checkpoint import list_checkpoints
 
-STEPS = 40
+STEPS = 22
 # BatchNorm, dropout, adaptive SAM, averaged weights, augmentation of both streams, and chains in train mode.
 TRAIN = [
-    *("train", "sada-jem-small", "--network", "conv-4", "--network.dropout", "0.1", "--steps", str(STEPS)),
+    *("sada-jem-small", "--network", "conv-4", "--network.dropout", "0.1", "--steps", str(STEPS)),
     *("--batch_size", "16", "--real_batch_size", "16", "--chains.steps", "2", "--chains.buffer_size", "50"),
     *("--augment.crop_padding", "1", "--augment.flip", "true", "--augment_real.noise", "0.03"),
     *("--checkpoint_every", "5", "--log_every", "1", "--validate_every", "7", "--keep_checkpoints", "3"),
+    *("--device", "cpu"),
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def jemstone(*arguments):
-    command = [sys.executable, "-m", "jemstone", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    error = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, error
-
-
-def logged_steps(run):
-    """Whole rows of metrics.jsonl so far."""
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def kill_at(process, run, step):
-    """SIGKILL as soon as `step` is logged: in the midst of a step, or of saving it. Returns the last logged step."""
-    deadline = time.monotonic() + 300
-    while logged_steps(run) < step:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return logged_steps(run)
+# Where a run dies, see `killed.py`, and from which step it then goes on; None where there is no run yet.
+PLANS = {
+    "while config.json is written": [(("writing config", 0), None)],
+    "while the start of its chains is written": [(("writing initial", 0), 0)],
+    "before its first checkpoint is renamed": [(("before rename", 0), 0)],
+    "in its first step": [(("optimiser", 1), 0)],
+    "while a checkpoint is half written": [(("half written", 15), 10)],
+    "before a checkpoint is renamed": [(("before rename", 15), 10)],
+    "after a checkpoint is renamed": [(("after rename", 15), 15)],
+    "between a row and its checkpoint": [(("row", 15), 10)],
+    "in the middle of a row": [(("half a row", 13), 10)],
+    "in the middle of an optimiser step": [(("optimiser", 13), 10)],
+    "between weights and chains": [(("buffer", 13), 10)],
+    "before its last checkpoint is renamed": [(("before rename", STEPS), 20)],
+    "after its last checkpoint is renamed": [(("after rename", STEPS), STEPS)],
+    # The counts of the second and third process begin anew: the fourth optimiser step after 15 is step 19.
+    "four times": [
+        (("before rename", 0), 0),
+        (("half a row", 12), 10),
+        (("after rename", 15), 15),
+        (("optimiser", 4), 15),
+    ],
+}
 
 
 def rows(run, name="metrics.jsonl"):
@@ -81,36 +75,80 @@ def assert_same_checkpoint(one, other):
 
 
 @pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    run = tmp_path_factory.mktemp("resume") / "whole"
-    finish(jemstone(*TRAIN, "--run", run))
-    return run
+def killed(tmp_path_factory):
+    """Every plan carried out, and the run that was never stopped; what each process left behind."""
+    folder = tmp_path_factory.mktemp("resume")
+    plans = {"whole": [], **{name: [place for place, _ in plan] for name, plan in PLANS.items()}}
+    command = [sys.executable, Path(__file__).with_name("killed.py"), folder, json.dumps(plans), *TRAIN]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads((folder / "outcomes.json").read_text())
+    assert outcomes["whole"][0][0] == 0, done.stderr
+    return folder, outcomes
 
 
-def test_killed_three_times_and_resumed_is_bitwise_the_run_never_stopped(never_stopped, tmp_path):
-    run = tmp_path / "killed"
-    process = jemstone(*TRAIN, "--run", run)
-    reached = kill_at(process, run, 3)  # before the first checkpoint but that of step 0
-    for wanted in (14, 25):  # 25: while, or just before, a checkpoint is written
-        assert reached < wanted, "training outran the watcher: the kills were not where they were meant to be"
-        process = jemstone("train", "--resume", run)
-        reached = kill_at(process, run, wanted)
-    assert reached < STEPS
-    finish(jemstone("train", "--resume", run))
+@pytest.fixture(scope="module")
+def never_stopped(killed):
+    return killed[0] / "whole"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_killed_and_resumed_is_bitwise_the_run_never_stopped(name, killed, never_stopped):
+    folder, outcomes = killed
+    run, plan = folder / name, PLANS[name]
+    statuses = [status for status, _, _ in outcomes[name]]
+    assert statuses == [-signal.SIGKILL] * len(plan) + [0], "every process but the last died where it was meant to"
 
     files, expected = list_checkpoints(run / "checkpoints"), list_checkpoints(never_stopped / "checkpoints")
+    last = name == "after its last checkpoint is renamed"  # nothing is saved any more, so nothing is cleaned up either
+    assert len(expected) == 3
+    assert len(files) == 3 + last
+    files = files[-3:]
     assert [path.name for path in files] == [path.name for path in expected]
-    assert len(files) == 3
     for one, other in zip(files, expected, strict=True):
         assert_same_checkpoint(one, other)
     assert contents(files[-1])[1]["step"] == STEPS
+    assert (run / "initial.safetensors").read_bytes() == (never_stopped / "initial.safetensors").read_bytes()
     assert without_time(rows(run)) == without_time(rows(never_stopped))
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
-    events = [row["event"] for row in rows(run, "events.jsonl")]
-    assert (events[0], events[-1], events.count("resumed")) == ("started", "finished", 3)
-    kept = [row for row in rows(run, "events.jsonl") if row["event"] != "resumed"]
+    events = rows(run, "events.jsonl")
+    assert [row["step"] for row in events if row["event"] == "resumed"] == [s for _, s in plan if s is not None]
+    kept = [row for row in events if row["event"] != "resumed"]
+    assert not list((run / "checkpoints").glob("*.tmp"))
     assert kept == rows(never_stopped, "events.jsonl")
-    assert not list(run.rglob("*.tmp"))
+
+
+LEFT = {  # a file that tells where a run died, whether it is there, and how many rows were logged, whole or not
+    "while config.json is written": ("config.json", False, 0),
+    "while the start of its chains is written": ("initial.safetensors", False, 0),
+    "before its first checkpoint is renamed": ("checkpoints/step-00000000.safetensors", False, 0),
+    "in its first step": ("checkpoints/step-00000000.safetensors", True, 0),
+    "while a checkpoint is half written": ("checkpoints/step-00000015.safetensors", False, 15),
+    "before a checkpoint is renamed": ("checkpoints/step-00000015.safetensors", False, 15),
+    "after a checkpoint is renamed": ("checkpoints/step-00000015.safetensors", True, 15),
+    "between a row and its checkpoint": ("checkpoints/step-00000015.safetensors", False, 15),
+    "in the middle of a row": ("checkpoints/step-00000010.safetensors", True, 13),
+    "in the middle of an optimiser step": ("checkpoints/step-00000010.safetensors", True, 12),
+    "between weights and chains": ("checkpoints/step-00000010.safetensors", True, 12),
+    "after its last checkpoint is renamed": (f"checkpoints/step-{STEPS:08d}.safetensors", True, STEPS),
+    "before its last checkpoint is renamed": (f"checkpoints/step-{STEPS:08d}.safetensors", False, STEPS),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_the_kills_were_where_they_were_meant_to_be(name, killed):
+    file, there, logged = LEFT[name]
+    _, files, lines = killed[1][name][0]
+    assert (file in files) is there
+    assert len(lines) == logged
+    temporary = [path for path in files if path.endswith(".tmp")]
+    written = file.rpartition("/")[2]
+    assert all(f".{written}." in path for path in temporary)
+    assert len(temporary) == ("renamed" in name and "after" not in name) + ("written" in name)
+    if name == "in the middle of a row":
+        with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
+            json.loads(lines[-1])
 
 
 def test_the_run_holds_all_that_was_to_be_tested(never_stopped):

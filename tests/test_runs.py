@@ -71,3 +71,24 @@ def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
         write_atomically(path, json.dumps("new").encode())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_line_costs_itself_alone(tmp_path):
+    run = Run.create(tmp_path / "run", {})
+    run.log({"step": 10})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2\n')  # cut short by a kill; the resumed run went on below it
+    run.log({"step": 30})
+    assert run.rows("metrics.jsonl") == [{"step": 10}, {"step": 30}]
+    run.rewind(30)
+    assert (run.path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 30}\n'
+
+
+def test_the_leftovers_of_a_start_that_was_killed_do_not_make_a_directory_taken(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.json.4242.tmp").write_text('{"form')
+    runs.require_free(folder)
+    assert Run.create(folder, {"config": 1}).info["config"] == 1
+    with pytest.raises(RunError, match="not empty"):
+        runs.require_free(folder)

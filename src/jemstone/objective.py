@@ -8,6 +8,7 @@ paper prints the two terms the other way round; `tests/test_objective.py` holds 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -44,8 +45,9 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) >= 0:
-                raise ConfigError(f"weights.{field.name} must not be negative, got {getattr(self, field.name)}.")
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"weights.{field.name} must be finite and not negative, got {value}.")
         if not any(getattr(self, field.name) > 0 for field in fields(self)[:4]):
             raise ConfigError("All loss weights are 0: set at least one of class_nll, marginal, joint, conditional.")
         if self.energy_l2 > 0 and not self.generative:

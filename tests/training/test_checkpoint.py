@@ -41,6 +41,28 @@ def test_round_trip_is_bitwise(tmp_path):
     assert loaded.part("model").keys() == {"weight", "count"}
 
 
+def test_tied_weights_are_saved_and_come_back_tied(tmp_path):
+    """safetensors refuses tensors that share their memory; the network's own state dict names them twice."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode = nn.Linear(3, 3)
+            self.decode = nn.Linear(3, 3)
+            self.decode.weight = self.encode.weight
+
+    tied = Tied()
+    tensors = {f"model/{name}": value for name, value in tied.state_dict().items()}
+    tensors["model/part"] = tensors["model/encode.bias"][1:]  # memory within that of another
+    path = save_checkpoint(tmp_path, Checkpoint(tensors, {"step": 1}), keep=1)
+    loaded = load_checkpoint(path)
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in tensors.items())
+    again = Tied()
+    load_into(again, {name: value for name, value in loaded.part("model").items() if name != "part"}, path)
+    assert again.decode.weight is again.encode.weight
+    assert torch.equal(again.decode.weight, tied.encode.weight)
+
+
 def test_only_the_newest_are_kept_and_leftovers_of_a_kill_are_swept(tmp_path):
     (tmp_path / ".step-00000001.safetensors.99.tmp").write_bytes(b"half")
     for step in (5, 20, 100):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jemstone.errors import ConfigError
-from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
+from jemstone.training.config import ChainConfig, NetworkConfig, OptimizerConfig, TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
 
 
@@ -61,6 +61,10 @@ def test_total_steps():
         (lambda: TrainConfig(ema=1.0), "ema"),
         (lambda: recipe("jem").with_values(chains={"buffer_size": 10}), "Enlarge the buffer"),
         (lambda: recipe("resnet"), "Choose one of: classifier"),
+        (lambda: recipe("jem").with_values(colour="red"), "no such setting.*colour"),
+        (lambda: recipe("jem").with_values(chains={"colour": "red"}), "no such setting.*colour"),
+        (lambda: recipe("jem").with_values(seed={"chains": 1}), "no such setting"),
+        (lambda: recipe("jem").with_values(colour={"red": 1}), "no such setting.*colour"),
         (lambda: TrainConfig.from_dict({"no_such_field": 1}), "no_such_field"),
         (lambda: TrainConfig.from_dict({"chains": {"kernel": "hmc"}}), "hmc"),
     ],
@@ -68,3 +72,64 @@ def test_total_steps():
 def test_impossible_values_are_named(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def unchecked(kind, **values):
+    """A settings object as it is built where no type checker runs; under pytest one does, and speaks first."""
+    settings = object.__new__(kind)
+    vars(settings).update(vars(kind()) | values)
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (unchecked(TrainConfig, precision="bf16"), "^precision must be one of 32-true, bf16-mixed; got 'bf16'"),
+        (unchecked(TrainConfig, device="gpu"), "^device must be one of auto, cpu, cuda; got 'gpu'"),
+        (
+            unchecked(TrainConfig, network=unchecked(NetworkConfig, norm="layer")),
+            "^network.norm must be one of none, batch, group, instance; got 'layer'",
+        ),
+        (
+            unchecked(TrainConfig, network=unchecked(NetworkConfig, activation="gelu")),
+            "^network.activation must be one of leaky_relu, silu, relu; got 'gelu'",
+        ),
+        (unchecked(ChainConfig, kernel="hmc"), "^chains.kernel must be one of langevin, clipped, mala; got 'hmc'"),
+        (unchecked(ChainConfig, start="noise"), "^chains.start must be one of uniform, gaussian, data; got 'noise'"),
+        (unchecked(ChainConfig, mode="test"), "^chains.mode must be one of eval, train; got 'test'"),
+        (unchecked(OptimizerConfig, name="lion"), "^optimizer.name must be one of adam, adamw, sgd; got 'lion'"),
+        (unchecked(OptimizerConfig, schedule="linear"), "^optimizer.schedule must be one of constant, step, cosine"),
+    ],
+)
+def test_a_word_that_is_no_choice_is_named_with_the_choices(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        settings.__post_init__()
+
+
+BAD = (float("inf"), float("-inf"), float("nan"), -1.0)
+AT_LEAST_ZERO = (
+    *("chains.noise", "chains.clip", "chains.step_size", "limits.energy", "limits.gap", "epochs"),
+    *("optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay", "optimizer.clip_norm"),
+    *("optimizer.sam_rho", "optimizer.decay_factor", "chains.restart_rate", "ema", "augment.noise"),
+    *("weights.class_nll", "weights.marginal", "weights.joint", "weights.conditional", "weights.energy_l2"),
+)
+
+
+@pytest.mark.parametrize("name", AT_LEAST_ZERO)
+@pytest.mark.parametrize("value", BAD)
+def test_numbers_are_finite_and_not_negative(name, value):
+    group, _, field = name.rpartition(".")
+    with pytest.raises(ConfigError, match=field):
+        recipe("jem").with_values(**({group: {field: value}} if group else {field: value}))
+
+
+COUNTS = ("steps", "batch_size", "real_batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_at_least_one(name):
+    for value in (0, -3):
+        with pytest.raises(ConfigError, match=f"^{name} must be at least 1"):
+            recipe("jem").with_values(**{name: value})
+    with pytest.raises(ConfigError, match=r"^validate_every must be at least 0"):
+        recipe("jem").with_values(validate_every=-1)

@@ -109,3 +109,12 @@ def test_the_box_is_used_when_chains_are_clamped(kernel):
 def test_a_missing_gpu_is_explained():
     with pytest.raises(ConfigError, match="no CUDA device"):
         make_fabric(TrainConfig(device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_several_processes_are_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ConfigError, match="Started as 2 processes; training runs in one"):
+        make_fabric(TrainConfig())
+    monkeypatch.setenv(name, "1")
+    assert make_fabric(TrainConfig(device="cpu")).world_size == 1

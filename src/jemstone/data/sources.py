@@ -172,6 +172,11 @@ def _test_split(labels: NDArray[np.int64], part: Examples) -> tuple[Indices, Ind
     )
 
 
+def absolute_source(source: str) -> str:
+    """`source` as it reads from any folder: files and folders by their whole path, names as they are."""
+    return source if source == "digits" or source.startswith("hf:") else str(Path(source).expanduser().resolve())
+
+
 def _read(source: str, *, test_only: bool) -> Source:
     if source == "digits":
         return _digits()

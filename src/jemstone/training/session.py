@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from jemstone.data import Dataset, Split, to_box
+from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import Diverged, RunError
 from jemstone.networks.modes import in_mode
@@ -79,9 +80,8 @@ class Session:
             require_free(run)  # before anything takes time
         fabric = make_fabric(config)
         if data is None:
-            if Path(config.data.source).exists():  # a run can be resumed from another folder
-                config = config.with_values(data={"source": str(Path(config.data.source).resolve())})
             data = load_data(config)
+            config = config.with_values(data={"source": absolute_source(config.data.source)})
         else:
             data = check_dataset(data)
             config = config.with_values(data={"source": CUSTOM})
@@ -142,6 +142,7 @@ class Session:
         Raises Diverged, after noting it in events.jsonl, where a step fails its health check.
         """
         if self.state.step >= self.total_steps:
+            self._note_finish()
             return
         began = time.monotonic()
         try:
@@ -162,11 +163,15 @@ class Session:
             details = {"failed_step": problem.step, "reason": problem.reason, "metrics": problem.metrics}
             self._event("diverged", self.state.step, **details)
             raise
-        self._event("finished", self.state.step)
+        self._note_finish()
 
     @property
     def _validates(self) -> bool:
         return self.config.validate_every > 0 and len(self.data.validation) > 0
+
+    def _note_finish(self) -> None:
+        if self.run is not None and all(row["event"] != "finished" for row in self.run.rows("events.jsonl")):
+            self._event("finished", self.state.step)
 
     def _event(self, event: str, step: int, **details: Any) -> None:
         if self.run is not None:
