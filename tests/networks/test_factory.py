@@ -7,8 +7,6 @@ from torch import nn
 from jemstone.errors import ConfigError
 from jemstone.networks import MLP, NETWORKS, ConvNet, WideResNet, build_network
 
-torch.set_num_threads(1)
-
 
 @pytest.mark.parametrize(
     ("name", "shape", "kind"),

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from jemstone.errors import CheckpointError
 from jemstone.networks import WideResNet, load_jem_checkpoint
 
-torch.set_num_threads(1)
-
 WRN_10_1_WEIGHTS = {
     "f.conv1.weight": (16, 3, 3, 3),
     "f.layer1.0.conv1.weight": (16, 16, 3, 3),

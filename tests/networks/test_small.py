@@ -6,8 +6,6 @@ from jemstone.errors import ConfigError
 from jemstone.networks import MLP, ConvNet
 from jemstone.networks.layers import NORMS
 
-torch.set_num_threads(1)
-
 
 def values(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -411,3 +411,11 @@ def test_a_source_is_kept_so_that_it_reads_from_any_folder(tmp_path, monkeypatch
     assert Session.start(tiny(steps=1)).config.data.source == "digits"
     assert absolute_source("hf:mnist") == "hf:mnist"
     assert absolute_source("folder/set.npz") == str(tmp_path / "folder" / "set.npz")
+
+
+def test_resuming_with_other_threads_is_said(tmp_path):
+    Session.start(tiny(steps=2), run=tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"threads": 1', '"threads": 64'))
+    with pytest.warns(UserWarning, match="OMP_NUM_THREADS=64"):
+        Session.resume(tmp_path / "run")

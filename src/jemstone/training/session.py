@@ -6,6 +6,7 @@ import datetime
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,11 @@ class Session:
 
     @classmethod
     def resume(cls, run: str | Path, data: Dataset | None = None, network: nn.Module | None = None) -> Session:
-        """The run in directory `run`, as of its last checkpoint: what follows is bitwise what would have followed."""
+        """The run in directory `run`, as of its last checkpoint.
+
+        On the CPU, with the same number of threads and the same versions, what follows is bitwise what would have
+        followed; with another number of threads there is a warning, and sums may round differently.
+        """
         directory = Run(run)
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
@@ -113,6 +118,7 @@ class Session:
         else:  # killed before the first checkpoint: the beginning is derived from the configuration too
             state = _first_state(model, trainer, data.num_classes)
         directory.rewind(state.step)
+        _warn_of_other_threads(directory)
         directory.event("resumed", state.step)
         return cls(config, data, state, trainer, directory)
 
@@ -244,6 +250,16 @@ def _restored_state(
     unpack_optimizer(state.optimizer, checkpoint.part("optimizer"), checkpoint.header["optimizer"])
     state.step = checkpoint.step
     return state
+
+
+def _warn_of_other_threads(run: Run) -> None:
+    before, now = run.info["environment"].get("threads"), torch.get_num_threads()
+    if before != now:
+        warnings.warn(
+            f"{run.path} ran with {before} threads and goes on with {now}: sums may round differently, so the result "
+            f"need not be bitwise that of a run never stopped. Set OMP_NUM_THREADS={before} to have it so.",
+            stacklevel=3,
+        )
 
 
 def _facts(config: TrainConfig, data: Dataset, fabric: Fabric) -> dict[str, Any]:
