@@ -33,7 +33,7 @@ class Trained:
     Attributes:
         run: the run directory.
         config: its settings.
-        model: the model, on the device of the configuration.
+        model: the model, on the device that was asked for.
         input_shape: shape of one input, (c, h, w) for images.
         class_names: one name per class.
         step: optimiser steps behind the model.
@@ -90,7 +90,7 @@ class Trained:
     def sample(
         self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0
     ) -> Float[Tensor, "n ..."]:
-        """Fresh chains, one per label, on the CPU, run for `steps` (default `chain_life`) from the run's own start.
+        """Fresh chains, one per label, run for `steps` (default `chain_life`) from the run's own start; on the CPU.
 
         They descend E(x), the label only choosing a class-conditional start, or with `by_class` E(x, y).
         """
