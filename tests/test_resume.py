@@ -18,7 +18,19 @@ from jemstone.training.checkpoint import list_checkpoints
 STEPS = 22
 # BatchNorm, dropout, adaptive SAM, averaged weights, augmentation of both streams, and chains in train mode.
 TRAIN = [
-    *("sada-jem-small", "--network", "conv-4", "--network.dropout", "0.1", "--steps", str(STEPS)),
+    *(
+        "sada-jem-small",
+        "--network",
+        "conv-4",
+        "--network.norm",
+        "batch",
+        "--chains.mode",
+        "train",
+        "--network.dropout",
+        "0.1",
+        "--steps",
+        str(STEPS),
+    ),
     *("--batch_size", "16", "--real_batch_size", "16", "--chains.steps", "2", "--chains.buffer_size", "50"),
     *("--augment.crop_padding", "1", "--augment.flip", "true", "--augment_real.noise", "0.03"),
     *("--checkpoint_every", "5", "--log_every", "1", "--validate_every", "7", "--keep_checkpoints", "3"),

@@ -140,7 +140,7 @@ class Limits:
     """
 
     energy: float = 1e5
-    gap: float = 1e4
+    gap: float = 500.0
 
     def __post_init__(self) -> None:
         _above("limits.energy", self.energy, 0)
