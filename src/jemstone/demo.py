@@ -10,6 +10,7 @@ from jemstone.console import results_table, show_training, stage
 from jemstone.errors import RunError
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.report import write_report
+from jemstone.runs import is_free
 from jemstone.training.recipes import recipe
 from jemstone.training.session import Session
 
@@ -18,7 +19,7 @@ RECIPES = ("classifier-small", "jem-small")
 
 def demo(out: Path, *, seed: int, console: Console) -> Path:
     """Train and evaluate `RECIPES` on digits into `out`, print their table, and return the path of the report."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise RunError(f"{out} exists and is not empty. Choose another --out, or delete it.")
     console.print(f"Training a plain classifier and a JEM on 8x8 digits; everything goes to {out}.")
     results = {}

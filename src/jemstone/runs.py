@@ -104,11 +104,14 @@ class Run:
             file.write(json.dumps(dict(row)) + "\n")
 
 
+def is_free(path: Path) -> bool:
+    """Whether `path` does not exist or is an empty directory; half-written files of a killed start do not count."""
+    return not path.exists() or (path.is_dir() and all(entry.name.endswith(".tmp") for entry in path.iterdir()))
+
+
 def require_free(path: str | Path) -> None:
-    """Raise RunError unless `path` does not exist or is an empty directory."""
-    path = Path(path)
-    # Half-written files of a start that was killed do not count.
-    if path.exists() and (not path.is_dir() or any(not entry.name.endswith(".tmp") for entry in path.iterdir())):
+    """Raise RunError unless a run can be made at `path`."""
+    if not is_free(Path(path)):
         raise RunError(
             f"{path} exists and is not empty. Choose another --run, delete it, or continue it with "
             f"`jemstone train --resume {path}`."

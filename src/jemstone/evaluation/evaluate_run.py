@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ def evaluate_run(
     trained = load_trained(path, network, data=data)
     say(f"data: {trained.config.data.source}")
     data = data_of_run(trained.run, trained.config, data)
+    trained = replace(trained, data=data)  # chains that start from data need not load it again
     sets = {name: load_inputs(source, data.input_shape, moments=data.moments) for name, source in (ood or {}).items()}
     results, figures = evaluate(trained.model, data, ood=sets, protocol=protocol, on_progress=say)
     figures["step"] = trained.step

@@ -48,7 +48,7 @@ class Trained:
     step: int
     buffer: Tensor | None
     data: Dataset | None = None
-    """The data set, where the run was trained on one that was given as an object."""
+    """The data set, where it was given or is at hand already; else chains that start from data load it."""
 
     @property
     def box(self) -> Box | None:
