@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import resource
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 import jemstone
 
+Cell = tuple[Any, ...]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,3 +50,27 @@ def write(name: str, content: dict[str, Any]) -> Path:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def run_all(
+    cells: Sequence[Cell], run: Callable[[Cell], dict[str, Any]], rows: Path, workers: int
+) -> list[dict[str, Any]]:
+    """`run` of every cell, in parallel processes; finished ones stay in the .jsonl file `rows`, never run again."""
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    done = {}
+    if rows.exists():
+        for line in rows.read_text().splitlines():
+            row = json.loads(line)
+            done[tuple(row["cell"])] = row
+    left = [cell for cell in cells if cell not in done]
+    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool, rows.open("a") as file:
+        for number, (cell, row) in enumerate(zip(left, pool.imap(run, left), strict=True), 1):
+            done[cell] = {"cell": list(cell), **row}
+            file.write(json.dumps(done[cell]) + "\n")
+            file.flush()
+            print(f"{number}/{len(left)} {done[cell]}", flush=True)
+    return [done[cell] for cell in cells]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

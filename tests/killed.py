@@ -4,7 +4,10 @@ Each plan is a list of places. The first process starts the run and dies at the 
 dies at the second, and so on; the last one goes on to the end. Every process is a fork of this one, made before any
 model was run, so that importing torch is paid for once. SIGKILL leaves no time to tidy up or to flush anything.
 
-    python killed.py FOLDER PLANS ARGUMENT ...      PLANS is JSON: {name: [[place, number], ...]}
+    python killed.py FOLDER PLANS FAULTS ARGUMENT ...      PLANS is JSON: {name: [[place, number], ...]}
+
+FAULTS, a JSON list, are positions of the labelled stream whose batches hold a NaN: in every process, so that each has
+the same failures, and recovers from them.
 
 Writes FOLDER/outcomes.json: {name: [[exit status, files of the run, logged rows], ...]}.
 """
@@ -18,7 +21,9 @@ from pathlib import Path
 import torch
 
 from jemstone import cli, load_dataset, runs
+from jemstone.data.batches import Stream
 from jemstone.sampling import ReplayBuffer
+from jemstone.training.recovery import Recovery
 
 
 def die():
@@ -92,6 +97,49 @@ def at_storing(call):
     ReplayBuffer.store = store_or_die
 
 
+def in_recovery(call, arm):
+    """Die where `arm()` says, from the moment on at which the state was rolled back for the `call`-th time."""
+    calls = [0]
+    recover = Recovery.recover
+
+    def recover_and_arm(self, state, problem):
+        result = recover(self, state, problem)
+        calls[0] += 1
+        if calls[0] == call:
+            arm(result)
+        return result
+
+    Recovery.recover = recover_and_arm
+
+
+def at_deleting(_):
+    """Right after the first of the checkpoints that a recovery leaves behind was deleted."""
+    unlink = Path.unlink
+
+    def unlink_and_die(self, missing_ok=False):
+        unlink(self, missing_ok=missing_ok)
+        return die() if self.name.startswith("step-") else None
+
+    Path.unlink = unlink_and_die
+
+
+def at_event(*, before):
+    """While the recovery is noted: before its row is written or right afterwards."""
+    append = runs.Run._append
+
+    def append_and_die(self, name, row):
+        if not before:
+            append(self, name, row)
+        die()
+
+    runs.Run._append = append_and_die
+
+
+def at_saving(result, **settings):
+    """While the treated state is saved."""
+    at_renaming(f"step-{result.step:08d}.safetensors", **settings)
+
+
 PLACES = {
     "writing config": lambda _: at_renaming("config.json", before=True, half=True),
     "writing initial": lambda _: at_renaming("initial.safetensors", before=True),
@@ -102,7 +150,28 @@ PLACES = {
     "half a row": lambda step: at_row(step, half=True),
     "optimiser": in_optimiser,
     "buffer": at_storing,
+    "recovery: state rolled back": lambda call: in_recovery(call, lambda _: die()),
+    "recovery: checkpoint deleted": lambda call: in_recovery(call, at_deleting),
+    "recovery: rows forgotten": lambda call: in_recovery(call, lambda _: at_renaming("metrics.jsonl", before=False)),
+    "recovery: before its event": lambda call: in_recovery(call, lambda _: at_event(before=True)),
+    "recovery: after its event": lambda call: in_recovery(call, lambda _: at_event(before=False)),
+    "recovery: half saved": lambda call: in_recovery(call, lambda r: at_saving(r, before=True, half=True)),
+    "recovery: before rename": lambda call: in_recovery(call, lambda r: at_saving(r, before=True)),
+    "recovery: after rename": lambda call: in_recovery(call, lambda r: at_saving(r, before=False)),
 }
+
+
+def spoil(positions):
+    """Put a NaN into the labelled batches at these positions."""
+    call = Stream.__call__
+
+    def spoiled(self, step):
+        batch = call(self, step)
+        if self.name == "labelled" and step in positions:
+            batch.x[0] = float("nan")
+        return batch
+
+    Stream.__call__ = spoiled
 
 
 def forked(arguments, place):
@@ -118,8 +187,9 @@ def forked(arguments, place):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder, plans, *arguments):
+def main(folder, plans, faults, *arguments):
     load_dataset("digits")  # imports scikit-learn and pandas, once for all
+    spoil(faults)
     outcomes = {}
     for name, places in plans.items():
         run = folder / name
@@ -135,4 +205,4 @@ def main(folder, plans, *arguments):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), *sys.argv[4:])

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ import jemstone
 import jemstone.demo
 from jemstone.cli import main
 from jemstone.console import plain_console, results_table
+from jemstone.errors import Diverged
 from jemstone.evaluation import Protocol
 from jemstone.evaluation.evaluate_run import evaluate_run, read_results
+from jemstone.training.loop import train_step
 from jemstone.training.recipes import RECIPES, recipe
 
 TINY = ["--chains.steps", "2", "--chains.buffer_size", "100", "--batch_size", "16", "--real_batch_size", "16"]
@@ -114,7 +117,7 @@ def misused(capsys, *arguments):
 def test_without_arguments_the_help_is_printed():
     done = jemstone_process()
     assert done.returncode == 0
-    for command in ("train", "evaluate", "sample", "report", "recipes", "demo"):
+    for command in ("train", "evaluate", "sample", "report", "doctor", "recipes", "demo"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -192,6 +195,15 @@ def test_report_puts_runs_into_one_page(evaluated, home):
     assert page.lstrip().lower().startswith("<!doctype html>")
     for expected in ("jem-small", "classifier-small", "letters"):
         assert expected in page
+
+
+def test_doctor_gives_its_verdict_first_and_draws_the_figure(copy):
+    (copy / "doctor.png").unlink(missing_ok=True)
+    done = jemstone_process("doctor", copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("verdict: unknown: too little is logged to judge\n")  # two rows
+    assert done.stdout.endswith(f"Figure: {copy / 'doctor.png'}\n")
+    assert Image.open(copy / "doctor.png").size[0] > 800
 
 
 def test_recipes_lists_every_recipe():
@@ -383,6 +395,88 @@ def test_a_divergence_is_explained(here, capsys):
     assert "limits.gap" in err
 
 
+ILL = ["train", "jem-small", "--network", "mlp-4", *TINY, "--steps", "12", "--log_every", "1", "--run", "ill"]
+REASON = "the median energy_gap over 25 steps is -6.69 nats"
+
+
+@pytest.fixture
+def failing(here, monkeypatch):
+    """Makes step 9 of a run fail so many times."""
+
+    def fail(times):
+        left = [times]
+
+        def step(state, trainer):
+            if state.step == 8 and left[0]:
+                left[0] -= 1
+                raise Diverged(9, REASON, {"energy_gap": -9.0}, verdict="gap_explosion", onset=5)
+            return train_step(state, trainer)
+
+        monkeypatch.setattr("jemstone.training.session.train_step", step)
+
+    return fail
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_rollbacks_are_told_while_training_and_explained_after_it(failing, capsys, times):
+    failing(times)
+    assert main(ILL) == 0
+    out = capsys.readouterr().out
+    start = (
+        "jem-small  step 9: gap_explosion (the energies of data and negatives run apart). Back to step 0, going on with"
+    )
+    told = [line for line in out.splitlines() if "Back to step" in line]
+    assert len(told) == times
+    assert told[0].startswith(f"{start}: learning rate x 0.3, ")
+    assert f"Recovered {['once', '2 times'][times - 1]} on the way; why, and what to change: jemstone doctor ill" in out
+
+    assert main(["doctor", "ill", "--figure", "new/d.png"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("verdict: recovered: gap_explosion ")
+    assert REASON.replace("the", "The", 1) in out
+    assert " --weights.energy_l2 0.3 " in out
+    assert out.count("back to step 0") == times
+    assert Path("new/d.png").is_file()
+
+    assert main(["report", "ill"]) == 0
+    page = Path("ill/report.html").read_text()
+    assert f"recovered {['once', '2 times'][times - 1]} by itself" in page
+    assert page.split("<h3>What happened</h3>")[1].count("The energies of data and negatives run apart") == times
+
+
+def test_recoveries_before_giving_up_are_told_and_the_doctor_is_named(failing, capsys):
+    failing(3)
+    assert main([*ILL, "--recovery.attempts", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("Back to step 0") == 2
+    assert out.endswith("What happened, why, and what to change: jemstone doctor ill\n")
+    assert "Training diverged at step 9: gap_explosion: " in err
+    assert main(["doctor", "ill"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "verdict: diverged: gap_explosion 3 times, last at step 9, trend from step 5"
+    )
+
+
+def test_the_doctor_reads_the_log_of_another_project(here, capsys):
+    rows = [f"{i},{-3 - max(0, i - 30) ** 2},{-3 + max(0, i - 30) ** 2}" for i in range(60)]
+    Path("theirs.csv").write_text("\n".join(["t,up,down", *rows]))
+    columns = "step=t, energy_real=up,energy_negatives=down"
+    assert main(["doctor", "theirs.csv", "--columns", columns]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("verdict: unhealthy: gap_explosion at step ")
+    assert "t as step, up as energy_real, down as energy_negatives" in out
+    assert out.endswith("Figure: theirs-doctor.png\n")
+    assert Path("theirs-doctor.png").is_file()
+
+
+def test_a_run_that_cannot_be_written_is_diagnosed_all_the_same(copy, capsys):
+    (copy / "doctor.png").mkdir()
+    assert main(["doctor", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("verdict: ")
+    assert "Choose another place with --figure FILE.png" in out
+
+
 def test_interrupting_says_how_to_go_on(here, capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -441,6 +535,13 @@ MISTAKES = {
     "against nothing": (("evaluate", "RUN", "--against", "gone"), "There is no run directory at gone"),
     "report nothing": (("report", "gone"), "gone does not exist"),
     "report a folder": (("report", "."), "error: "),
+    "doctor nothing": (("doctor", "gone"), "There is nothing at gone. Give a run directory, or a CSV file"),
+    "doctor a folder": (("doctor", "."), "is not a run directory: it holds no config.json"),
+    "doctor a file": (("doctor", "RUN/config.json"), "config.json"),
+    "doctor, no picture": (("doctor", "RUN", "--figure", "x.pdf"), "a name that ends in .png; got x.pdf"),
+    "doctor, unwritable": (("doctor", "RUN", "--figure", "RUN/config.json/x.png"), "config.json"),
+    "doctor, columns": (("doctor", "RUN/config.json", "--columns", "loss"), "--columns takes OURS=THEIRS"),
+    "doctor, columns of a run": (("doctor", "RUN", "--columns", "loss=l"), "is a directory"),
     "report, unwritable": (("report", "RUN", "--out", "RUN/config.json/x.html"), "config.json"),
 }
 
@@ -472,6 +573,7 @@ MISUSES = {
     "evaluate two": (("evaluate", "run", "--ood", "a=1", "another"), "unrecognized arguments: another"),
     "sample what": (("sample",), "required: sample.run"),
     "report what": (("report",), "required: report.runs"),
+    "doctor what": (("doctor",), "required: doctor.run"),
     "label as text": (("sample", "run", "--label", "cat"), "Given value: cat"),
     **{name: (("train", "jem-small", "--config", name), message) for name, (_, message) in BROKEN.items()},
 }
@@ -491,15 +593,31 @@ def last_checkpoint(run):
     return sorted((run / "checkpoints").iterdir())[-1]
 
 
+def goes_on(capsys, run):
+    """What standard error says when a run whose newest checkpoint is damaged goes on from the one before."""
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["train", "--resume", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert "at step 8 of 12." in out
+    assert err.startswith("warning: ")
+    assert "Going on from step-00000008.safetensors, the one before." in err
+    assert "session.py" not in err
+    return err
+
+
 def test_a_truncated_checkpoint_is_told(copy, capsys):
     path = last_checkpoint(copy)
     content = path.read_bytes()
     for length in (0, 5, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        for command in (("evaluate", copy), ("sample", copy), ("train", "--resume", copy)):
+        for command in (("evaluate", copy), ("sample", copy)):
             err = fails(capsys, *command)
             assert path.name in err
             assert "truncated" in err
+        assert "truncated" in goes_on(capsys, copy)
+        assert path.read_bytes() == content
 
 
 def test_a_flipped_bit_in_a_tensor_is_told(copy, capsys):
@@ -510,9 +628,12 @@ def test_a_flipped_bit_in_a_tensor_is_told(copy, capsys):
         damaged = bytearray(content)
         damaged[position] ^= 1
         path.write_bytes(damaged)
-        for command in (("evaluate", copy), ("sample", copy), ("train", "--resume", copy)):
+        for command in (("evaluate", copy), ("sample", copy)):
             err = fails(capsys, *command)
             assert "is damaged: its content does not match its digest. Delete it to go on from the checkpoint" in err
+        assert "does not match its digest" in goes_on(capsys, copy)
+    assert main(["doctor", str(copy)]) == 0
+    assert "used the one before it" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_earlier_checkpoint_can_indeed_be_used(copy, capsys):

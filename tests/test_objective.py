@@ -10,6 +10,7 @@ from torch import nn
 from jemstone.data import Batch
 from jemstone.energy import EnergyClassifier, energy_gradient
 from jemstone.errors import ConfigError
+from jemstone.networks.layers import SeparateBatchNorm2d
 from jemstone.objective import LossWeights, Negatives, jem_loss
 from jemstone.rng import generator
 from jemstone.sampling import mala, run_chains
@@ -203,3 +204,124 @@ def test_missing_batches_are_explained(model, data, weights, message):
         jem_loss(model, None, data, Negatives(), weights)
     with pytest.raises(ConfigError, match="no real batch"):
         jem_loss(model, data, None, Negatives(), MARGINAL)
+
+
+EVERYTHING = LossWeights(class_nll=0.7, marginal=1.3, joint=0.2, conditional=0.4, discrimination=0.6, energy_l2=0.05)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "shared", "separate", "frozen"])
+@pytest.mark.parametrize("weights", [MARGINAL, JOINT, CONDITIONAL, MIXED, EVERYTHING], ids=str)
+def test_parts_sum_to_the_total_and_share_no_graph(model, data, weights, statistics):
+    negatives = exact_negatives(model, data, generator(0, "negatives"))
+    loss = jem_loss(model, data, data, negatives, weights, statistics=statistics)
+    generative = ["generative"] if statistics == "shared" else ["real", "negatives"]
+    assert list(loss.parts) == (["class"] if weights.class_nll else []) + generative
+    assert torch.allclose(sum(loss.parts.values()), loss.total)
+    # Each backward frees its own graph: a graph that two parts shared could not be walked a second time.
+    summed = sum(flat_gradient(part, model) for part in loss.parts.values())
+    again = jem_loss(model, data, data, negatives, weights, statistics=statistics)
+    assert torch.allclose(summed, flat_gradient(again.total, model))
+
+
+def batchnorm_model(separate=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = SeparateBatchNorm2d(4) if separate else nn.BatchNorm2d(4)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.SiLU(), nn.Flatten(), nn.Linear(16, CLASSES))
+    return EnergyClassifier(network).train(), norm
+
+
+def images(count, name, shift=0.0):
+    return torch.randn(count, 1, 4, 4, generator=generator(0, name)) + shift
+
+
+def test_shared_statistics_make_real_images_and_negatives_one_batch():
+    model, norm = batchnorm_model()
+    real, negatives = images(6, "real"), images(5, "negatives", shift=2.0)
+    twin = copy.deepcopy(model)
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    loss = jem_loss(
+        model, None, Batch(real, torch.zeros(6).long()), Negatives(negatives), MARGINAL, statistics="shared"
+    )
+    logits = twin(torch.cat([real, negatives]))
+    assert seen == [11]
+    assert torch.equal(loss.logits_real, logits[:6].detach())
+    assert torch.equal(loss.logits_negatives, logits[6:].detach())
+    for mine, expected in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(mine, expected)  # and both move the running averages
+
+
+def test_batches_of_their_own_leave_running_averages_to_data():
+    model, _ = batchnorm_model()
+    real, negatives = images(6, "real"), images(5, "negatives", shift=2.0)
+    twin = copy.deepcopy(model)
+    loss = jem_loss(model, None, Batch(real, torch.zeros(6).long()), Negatives(negatives), MARGINAL)
+    assert torch.equal(loss.logits_real, twin(real).detach())
+    for mine, expected in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(mine, expected)
+    assert torch.equal(loss.logits_negatives, copy.deepcopy(twin)(negatives).detach())
+    assert loss.norm_distance > 0.5
+
+
+def test_separate_statistics_give_negatives_a_second_set():
+    model, norm = batchnorm_model(separate=True)
+    alone, of_data = batchnorm_model(separate=True)
+    real, negatives = images(6, "real"), images(5, "negatives", shift=2.0)
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    weights = LossWeights(class_nll=0.0, marginal=1.0, conditional=0.5)
+    y = torch.zeros(6).long()
+    conditional = Batch(images(6, "conditional", shift=-1.0), y)
+    jem_loss(model, None, Batch(real, y), Negatives(negatives, conditional), weights, statistics="separate")
+    alone(real)
+    moved = {name for name, value in norm.named_buffers() if not torch.equal(value, before[name])}
+    assert {name for name in moved if name.startswith("negatives_")}
+    for name, value in norm.named_buffers():
+        if not name.startswith("negatives_"):
+            assert torch.equal(value, dict(of_data.named_buffers())[name]), name  # data's set: real images alone
+    features = model.network[0](negatives)
+    second = model.network[0](conditional.x)
+    once = 0.1 * features.mean(dim=(0, 2, 3))
+    assert torch.allclose(norm.negatives_mean, 0.9 * once + 0.1 * second.mean(dim=(0, 2, 3)), atol=1e-6)
+
+
+def test_discrimination_is_the_cross_entropy_of_a_logistic_regression_on_the_energy(model, data):
+    negatives = exact_negatives(model, data, generator(0, "negatives"))
+    weights = LossWeights(class_nll=0.0, discrimination=1.0)
+    loss = jem_loss(model, None, data, negatives, weights)
+    logits = -torch.cat([model.energy(data.x), model.energy(negatives.marginal)])
+    truth = torch.cat([torch.ones(60), torch.zeros(60)]).double()
+    expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, truth)  # a mean over each of two batches
+    assert torch.allclose(loss.total, expected)
+    assert torch.allclose(loss.discrimination, expected)
+    assert torch.allclose(flat_gradient(loss.total, model), flat_gradient(expected, model))
+
+
+def test_a_step_on_discrimination_lowers_energies_of_data_and_raises_those_of_negatives():
+    energies = nn.Parameter(torch.tensor([[0.3], [-0.2], [0.5]]))  # one class: the energy is minus the logit
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energies = energies
+
+        def forward(self, x):
+            return -self.energies[x.long().flatten()]
+
+    weights = LossWeights(class_nll=0.0, discrimination=1.0)
+    real, negatives = Batch(torch.tensor([[0.0], [1.0]]), torch.zeros(2).long()), Negatives(torch.tensor([[2.0]]))
+    jem_loss(EnergyClassifier(Table()), None, real, negatives, weights).total.backward()
+    with torch.no_grad():
+        exact = torch.cat([energies[:2].sigmoid() / 2, -(-energies[2:]).sigmoid()])
+    assert torch.allclose(energies.grad, exact)
+    assert (energies.grad[:2] > 0).all()
+    assert (energies.grad[2] < 0).all()
+
+
+def test_an_anchor_covers_conditional_negatives_too(model, data):
+    negatives = exact_negatives(model, data, generator(0, "negatives"))
+    plain = jem_loss(model, None, data, negatives, CONDITIONAL)
+    anchored = jem_loss(model, None, data, negatives, replace(CONDITIONAL, energy_l2=0.1))
+    squares = model.energy(data.x).square().mean() + model.energy(*negatives.conditional).square().mean()
+    assert torch.allclose(anchored.total, plain.total + 0.1 * squares)
+    assert torch.allclose(anchored.energy_l2, squares)

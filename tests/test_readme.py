@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jemstone import cli
+from jemstone.parsers import expand, make_parser
 from jemstone.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def test_the_python_example_runs_and_is_short(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command):
     arguments = shlex.split(command)[1:]
-    parsed = cli._parser(arguments).parse_args(cli._expand(arguments))
+    parsed = make_parser(arguments).parse_args(expand(arguments))
     assert parsed.subcommand == arguments[0]
 
 

@@ -13,7 +13,9 @@ import torch
 from safetensors import safe_open
 
 from jemstone import Session, TrainConfig, recipe
+from jemstone.errors import RunError
 from jemstone.training.checkpoint import list_checkpoints
+from jemstone.training.state import FAR_APART
 
 STEPS = 22
 # BatchNorm, dropout, adaptive SAM, averaged weights, augmentation of both streams, and chains in train mode.
@@ -86,18 +88,22 @@ def assert_same_checkpoint(one, other):
         assert torch.equal(bits, other_bits), name
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def carried_out(folder, plans, faults, arguments):
     """Every plan carried out, and the run that was never stopped; what each process left behind."""
-    folder = tmp_path_factory.mktemp("resume")
-    plans = {"whole": [], **{name: [place for place, _ in plan] for name, plan in PLANS.items()}}
-    command = [sys.executable, Path(__file__).with_name("killed.py"), folder, json.dumps(plans), *TRAIN]
+    plans = {"whole": [], **{name: [place for place, _ in plan] for name, plan in plans.items()}}
+    script = Path(__file__).with_name("killed.py")
+    command = [sys.executable, script, folder, json.dumps(plans), json.dumps(faults), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads((folder / "outcomes.json").read_text())
     assert outcomes["whole"][0][0] == 0, done.stderr
     return folder, outcomes
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    return carried_out(tmp_path_factory.mktemp("resume"), PLANS, [], TRAIN)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,80 @@ def test_killed_and_resumed_is_bitwise_the_run_never_stopped(name, killed, never
     kept = [row for row in events if row["event"] != "resumed"]
     assert not list((run / "checkpoints").glob("*.tmp"))
     assert kept == rows(never_stopped, "events.jsonl")
+
+
+# A run whose eleventh step fails three times over, and which each time goes further back: to its last snapshot, of step
+# 9; to the checkpoint of step 8, deleting that of step 9; to that of step 4, deleting that of step 8. Later on it fails
+# under a treatment that has been eased.
+RECOVERING = [
+    *("jem-small", "--network", "conv-4", "--network.dropout", "0.1", "--steps", str(STEPS), "--device", "cpu"),
+    *("--batch_size", "8", "--real_batch_size", "8", "--chains.steps", "2", "--chains.buffer_size", "40"),
+    *("--chains.max_steps", "4", "--checkpoint_every", "4", "--log_every", "1", "--validate_every", "6"),
+    *("--keep_checkpoints", "3", "--recovery.snapshot_every", "3", "--recovery.snapshots", "2"),
+    *("--recovery.probation", "2", "--optimizer.warmup_steps", "0", "--optimizer.learning_rate", "0.01"),
+    *("--chains.step_size", "0.01"),
+]
+FAULTS = [10, 10 + FAR_APART, 10 + 2 * FAR_APART, 16 + 3 * FAR_APART]
+# As above; the number is that of the recovery, in the process that dies.
+KILLED_IN_RECOVERY = {
+    "rolled back, in memory only": [(("recovery: state rolled back", 1), 8)],
+    "rows forgotten": [(("recovery: rows forgotten", 1), 8)],
+    "before the event": [(("recovery: before its event", 1), 8)],
+    "after the event": [(("recovery: after its event", 1), 8)],
+    "treated state half saved": [(("recovery: half saved", 1), 8)],
+    "treated state not yet renamed": [(("recovery: before rename", 1), 8)],
+    "treated state saved": [(("recovery: after rename", 1), 9)],
+    "relapse, rolled back": [(("recovery: state rolled back", 2), 9)],
+    "relapse, newer checkpoint deleted": [(("recovery: checkpoint deleted", 2), 8)],
+    "relapse, after the event": [(("recovery: after its event", 2), 8)],
+    "relapse, not yet renamed": [(("recovery: before rename", 2), 8)],
+    "relapse, saved over the old checkpoint": [(("recovery: after rename", 2), 8)],
+    "second relapse, newer checkpoint deleted": [(("recovery: checkpoint deleted", 3), 4)],
+    "second relapse, after the event": [(("recovery: after its event", 3), 4)],
+    "second relapse, saved": [(("recovery: after rename", 3), 4)],
+    "between recoveries": [(("row", 10), 8)],
+    "four times": [
+        (("recovery: after its event", 1), 8),
+        (("recovery: before rename", 2), 8),
+        (("recovery: after rename", 3), 4),
+        (("recovery: after its event", 1), None),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def recovering(tmp_path_factory):
+    return carried_out(tmp_path_factory.mktemp("recovering"), KILLED_IN_RECOVERY, FAULTS, RECOVERING)
+
+
+def test_the_recovering_run_holds_all_that_is_to_be_killed(recovering):
+    events = rows(recovering[0] / "whole", "events.jsonl")
+    recovered = [(row["step"], row["failed_step"], row["rung"]) for row in events if row["event"] == "recovered"]
+    assert recovered[:3] == [(9, 11, 1), (8, 11, 2), (4, 11, 3)]
+    assert len(recovered) == 4
+    assert any(row["event"] == "eased" for row in events)
+    assert len({row["chain_steps"] for row in rows(recovering[0] / "whole")}) > 1
+
+
+@pytest.mark.parametrize("name", KILLED_IN_RECOVERY)
+def test_killed_in_a_recovery_and_resumed_is_bitwise_the_run_never_stopped(name, recovering):
+    folder, outcomes = recovering
+    run, whole, plan = folder / name, folder / "whole", KILLED_IN_RECOVERY[name]
+    statuses = [status for status, _, _ in outcomes[name]]
+    assert statuses == [-signal.SIGKILL] * len(plan) + [0], "every process but the last died where it was meant to"
+    files, expected = list_checkpoints(run / "checkpoints"), list_checkpoints(whole / "checkpoints")
+    assert [path.name for path in files] == [path.name for path in expected]
+    for one, other in zip(files, expected, strict=True):
+        assert_same_checkpoint(one, other)
+    assert contents(files[-1])[1]["step"] == STEPS
+    assert without_time(rows(run)) == without_time(rows(whole))
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    events = rows(run, "events.jsonl")
+    for row, (_, step) in zip((row for row in events if row["event"] == "resumed"), plan, strict=True):
+        assert step is None or row["step"] == step
+    kept = [json.dumps(row) for row in events if row["event"] != "resumed"]  # as text: NaN is not equal to itself
+    assert kept == (whole / "events.jsonl").read_text().splitlines()
+    assert not list((run / "checkpoints").glob(".*.tmp"))
 
 
 LEFT = {  # a file that tells where a run died, whether it is there, and how many rows were logged, whole or not
@@ -295,7 +375,7 @@ def test_a_step_whose_writing_fails_is_done_again(partly_labelled, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr("jemstone.runs.Run.log" if write == "log" else "jemstone.runs.os.fsync", full)
-        with pytest.raises(Exception, match="No space left on device"):
+        with pytest.raises(OSError if write == "log" else RunError, match="No space left on device"):
             exhausted(session)
     resumed = Session.resume(tmp_path / "run")
     assert resumed.state.step == 4

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.text import Text
 
-from jemstone.console import plain_console, results_table, show_training, stage
+from jemstone.console import plain_console, results_table, show_diagnosis, show_training, stage
 from jemstone.data import grid
 from jemstone.demo import demo
-from jemstone.errors import ConfigError, JemstoneError
+from jemstone.doctor import draw, open_case
+from jemstone.errors import ConfigError, Diverged, JemstoneError, RunError
 from jemstone.evaluation.evaluate_run import buffer_chains, evaluate_run
+from jemstone.parsers import expand, make_parser
 from jemstone.report import write_report
+from jemstone.runs import write_atomically
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.session import Session
 from jemstone.training.trained import load_trained
-from jemstone.version import __version__
-
-# `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
-SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after an error that was explained on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = plain_console()
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(arguments, console)
+
+
+def _run(arguments: list[str], console: Console) -> int:
     try:
-        parsed = _parser(arguments).parse_args(_expand(arguments))
+        parsed = make_parser(arguments).parse_args(expand(arguments))
         if parsed.subcommand is None:
-            _parser(arguments).print_help()
+            make_parser(arguments).print_help()
             return 0
         COMMANDS[parsed.subcommand](parsed[parsed.subcommand], console)
     except JemstoneError as error:
@@ -68,10 +74,16 @@ def _train(options: Namespace, console: Console) -> None:
     path = session.run.path
     console.print(f"{session.config.recipe} on {session.data.name}, device {session.trainer.fabric.device}, run {path}")
     try:
-        show_training(console, session.config.recipe, session.train(), session.state.step, session.total_steps)
+        show_training(console, session.config.recipe, session)
+    except Diverged:
+        console.print(f"What happened, why, and what to change: jemstone doctor {path}")
+        raise
     except KeyboardInterrupt:
         console.print(f"Stopped. Go on from the last checkpoint with: jemstone train --resume {path}")
         raise
+    if failures := len(session.state.treatment.failures):
+        times = "once" if failures == 1 else f"{failures} times"
+        console.print(f"Recovered {times} on the way; why, and what to change: jemstone doctor {path}")
     console.print(f"Finished. Next: jemstone evaluate {path}")
 
 
@@ -145,6 +157,35 @@ def _report(options: Namespace, console: Console) -> None:
     console.print(f"Report: {write_report([Path(path) for path in options.runs], out)}")
 
 
+def _doctor(options: Namespace, console: Console) -> None:
+    if options.figure is not None and options.figure.suffix.lower() != ".png":
+        raise ConfigError(f"--figure is the PNG file to write, with a name that ends in .png; got {options.figure}.")
+    case = open_case(options.run, dict(_column(text) for text in options.columns.split(",") if text.strip()))
+    diagnosis = case.diagnosis()
+    show_diagnosis(console, case, diagnosis)
+    picture = draw(case.rows, case.events, diagnosis)
+    if picture is None:
+        console.print("\nNo figure: nothing that could be drawn is logged.")
+        return
+    out = options.figure or case.figure
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, picture)
+    except (OSError, RunError) as error:
+        if options.figure is not None:
+            raise
+        console.print(f"\nNo figure: {error} Choose another place with --figure FILE.png.")  # a run that is read-only
+        return
+    console.print(f"\nFigure: {out}")
+
+
+def _column(text: str) -> tuple[str, str]:
+    ours, _, theirs = text.partition("=")
+    if not ours.strip() or not theirs.strip():
+        raise ConfigError(f"--columns takes OURS=THEIRS,..., for example energy_real=e_pos,step=iter; got {text!r}.")
+    return ours.strip(), theirs.strip()
+
+
 def _recipes(options: Namespace, console: Console) -> None:
     for name, (config, summary, source) in RECIPES.items():
         chains, optimizer = config.chains, config.optimizer
@@ -170,105 +211,24 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "report": _report,
+    "doctor": _doctor,
     "recipes": _recipes,
     "demo": _demo,
 }
 
 
-def _parser(arguments: Sequence[str]) -> ArgumentParser:
-    parser = ArgumentParser(prog="jemstone", version=__version__, description="Classifiers as energy-based models.")
-    commands = parser.add_subcommands(required=False)
-
-    train = ArgumentParser(
-        usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
-        "       jemstone train --resume DIR",
-        description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
-        "`--network NAME` are short for --data.source and --network.name.",
-    )
-    train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
-    train.add_argument("--run", type=Path | None, help="run directory to make (default: runs/RECIPE-DATA-SEED)")
-    train.add_argument("--resume", type=Path | None, help="run directory to go on with")
-    train.add_argument("--config", action="config", help="YAML file of settings")
-    train.add_class_arguments(TrainConfig, skip={"recipe"})
-    named = _named_recipe(arguments)
-    if named is not None:
-        train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
-    commands.add_subcommand("train", train, help="train a recipe, or resume a run")
-
-    evaluate = ArgumentParser(
-        usage="jemstone evaluate RUN [--ood NAME=SOURCE ...] [--against RUN] [--full]",
-        description="Measure a run on its test data; writes results.json into it.",
-    )
-    evaluate.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    evaluate.add_argument(
-        "--ood", nargs="*", default=[], metavar="NAME=SOURCE", help="further out-of-distribution sets"
-    )
-    evaluate.add_argument("--against", type=Path | None, help="another run to show beside it")
-    evaluate.add_argument("--full", action="store_true", help="print AUPR and FPR95 too")
-    commands.add_subcommand("evaluate", evaluate, help="accuracy, calibration, out-of-distribution, robustness")
-
-    sample = ArgumentParser(
-        usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--buffer] [--seed N] [--out FILE.png]",
-        description="Draw samples from a run's density as a picture.",
-    )
-    sample.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    sample.add_argument("--label", type=int | None, help="samples of this class, from p(x|y); default: from p(x)")
-    sample.add_argument("--count", type=int, default=50, help="how many")
-    sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
-    sample.add_argument("--buffer", action="store_true", help="take them from the replay buffer, not fresh")
-    sample.add_argument("--seed", type=int, default=0, help="of the chains")
-    sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")
-    commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
-
-    report = ArgumentParser(
-        usage="jemstone report RUN [RUN ...] [--out FILE.html]",
-        description="One self-contained HTML file about one or several runs.",
-    )
-    report.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
-    report.add_argument("--out", type=Path | None, help="file to write (default: RUN/report.html of the first run)")
-    commands.add_subcommand("report", report, help="compare runs in one HTML file")
-
-    recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
-    commands.add_subcommand("recipes", recipes, help="list the presets")
-
-    show = ArgumentParser(
-        usage="jemstone demo [--out DIR] [--seed N]",
-        description="A plain classifier and a JEM on digits, both evaluated, one report.",
-    )
-    show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
-    show.add_argument("--seed", type=int, default=0, help="of both runs")
-    commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
-    return parser
-
-
-def _expand(arguments: Sequence[str]) -> list[str]:
-    """Spell out `--data X` and `--network X`, and gather every NAME=SOURCE of `--ood` at the end, wherever it stood."""
-    expanded: list[str] = []
-    sets: list[str] = []
-    within_ood = False
-    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
-        name, equals, value = argument.partition("=")
-        if name == "--ood":
-            within_ood = True
-            alone = "=" not in following or following.startswith("-")
-            sets += [value] if equals or alone else []  # an --ood without a set must not pass for none
-        elif within_ood and equals and not name.startswith("-"):
-            sets.append(argument)
-        else:
-            within_ood = False
-            expanded.append(SHORTHANDS.get(name, name) + equals + value)
-    return [*expanded, "--ood", *sets] if sets else expanded
-
-
-def _named_recipe(arguments: Sequence[str]) -> str | None:
-    """The recipe among the arguments, whose settings are the defaults of the others; a value of an option is none."""
-    for before, argument in zip(("", *arguments), arguments, strict=False):
-        takes_value = before.startswith("--") and "=" not in before and before != "--print_config"
-        if argument in RECIPES and not takes_value:
-            return argument
-    return None
-
-
 def _explain(text: str) -> int:
     plain_console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {text}"))
     return 1
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line of its own; where in the code it was raised is of no use to a user."""
+    plain_console(stderr=True).print(Text.assemble(("warning:", "bold yellow"), f" {message}"))

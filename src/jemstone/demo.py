@@ -27,7 +27,7 @@ def demo(out: Path, *, seed: int, console: Console) -> Path:
         run = out / name
         session = Session.start(recipe(name).with_values(seed=seed), run=run)
         with stage(console, f"{name}: training"):
-            show_training(console, f"  {name}", session.train(), 0, session.total_steps)
+            show_training(console, f"  {name}", session)
         with stage(console, f"{name}: evaluation"):
             results[name] = evaluate_run(run, on_progress=lambda text: console.print(f"  {text}"))
     report = write_report([out / name for name in RECIPES], out / "report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class JemstoneError(Exception):
@@ -37,12 +38,36 @@ class MissingExtra(JemstoneError, ImportError):
 class Diverged(JemstoneError):
     """A training step failed its health check; nothing in the training state has moved.
 
-    `step` is the step that failed, `reason` names the check, `metrics` holds the numbers it was judged on.
+    `step` is the step that failed, `verdict` names how (docs/stability.md), `reason` is the evidence in words, `onset`
+    is the step at which the trend began, `metrics` holds its numbers, and `evidence` those before it, as columns.
     """
 
-    def __init__(self, step: int, reason: str, metrics: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        step: int,
+        reason: str,
+        metrics: Mapping[str, float],
+        *,
+        verdict: str = "non_finite",
+        onset: int | None = None,
+        evidence: Mapping[str, list[float | None]] | None = None,
+    ) -> None:
         numbers = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
-        super().__init__(f"Training diverged at step {step}: {reason} ({numbers})")
+        super().__init__(f"Training diverged at step {step}: {verdict}: {reason} ({numbers})")
         self.step = step
         self.reason = reason
         self.metrics = dict(metrics)
+        self.verdict = verdict
+        self.onset = step if onset is None else onset
+        self.evidence = dict(evidence or {})
+
+    def details(self) -> dict[str, Any]:
+        """The failure as plain values, for events.jsonl."""
+        return {
+            "failed_step": self.step,
+            "onset": self.onset,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "metrics": self.metrics,
+            "evidence": self.evidence,
+        }

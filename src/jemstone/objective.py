@@ -9,8 +9,9 @@ paper prints the two terms the other way round; `tests/test_objective.py` holds 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,12 @@ from torch.nn import functional
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, joint_energy, marginal_energy
 from jemstone.errors import ConfigError
-from jemstone.networks.modes import running_statistics_held
+from jemstone.networks.modes import (
+    running_statistics_held,
+    statistics_distance,
+    statistics_of_negatives,
+    statistics_recorded,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class LossWeights:
         joint: log p(x, y) = log p(y|x) + log p(x) on the real batch, with the same negatives as `marginal`.
         conditional: log p(x|y), with negatives from chains on E(x, y) of the real batch's own labels. (The original
             release calls this option log p(x, y).)
+        discrimination: -log sigmoid(-E(x)) on real images and -log sigmoid(E(x)) on negatives from p(x): the energy
+            as the logit of a discriminator between the two (DAT).
         energy_l2: mean E(x)^2 over the real batch and the negatives: an anchor for a scale that nothing else fixes
             (IGEBM, Du & Mordatch 2019).
     """
@@ -41,6 +49,7 @@ class LossWeights:
     marginal: float = 0.0
     joint: float = 0.0
     conditional: float = 0.0
+    discrimination: float = 0.0
     energy_l2: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,15 +57,16 @@ class LossWeights:
             value = getattr(self, field.name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"weights.{field.name} must be finite and not negative, got {value}.")
-        if not any(getattr(self, field.name) > 0 for field in fields(self)[:4]):
-            raise ConfigError("All loss weights are 0: set at least one of class_nll, marginal, joint, conditional.")
+        terms = [field.name for field in fields(self) if field.name != "energy_l2"]
+        if not any(getattr(self, name) > 0 for name in terms):
+            raise ConfigError(f"All loss weights are 0: set at least one of {', '.join(terms)}.")
         if self.energy_l2 > 0 and not self.generative:
-            raise ConfigError("weights.energy_l2 anchors a generative term: set marginal, joint or conditional too.")
+            raise ConfigError(f"weights.energy_l2 anchors a generative term: set one of {', '.join(terms[1:])} too.")
 
     @property
     def marginal_chains(self) -> bool:
         """Whether any term needs negatives from p(x)."""
-        return self.marginal > 0 or self.joint > 0
+        return self.marginal > 0 or self.joint > 0 or self.discrimination > 0
 
     @property
     def generative(self) -> bool:
@@ -72,7 +82,7 @@ class Negatives(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Scalars; only `total` carries a gradient. Terms that are off are 0."""
+    """Scalars, but for the last four; only `total` and `parts` carry a gradient. Terms that are off are 0."""
 
     total: Float[Tensor, ""]
     class_nll: Float[Tensor, ""]
@@ -84,7 +94,20 @@ class Loss(NamedTuple):
     """Mean E(real) - mean E(negatives), nats: its gradient, not its value, is that of -log p(x)."""
     conditional_gap: Float[Tensor, ""]
     """Mean E(x, y) of real - of negatives, nats."""
+    discrimination: Float[Tensor, ""]
+    """Cross-entropy, in nats, of telling real images from negatives by the sign of their energy."""
     energy_l2: Float[Tensor, ""]
+    norm_distance: Float[Tensor, ""]
+    """How far apart BatchNorm's inputs are for real images and negatives, in variances."""
+    parts: dict[str, Tensor]
+    """`total` as a sum over the batches that cause it: "class", "real", "negatives", or, where BatchNorm sees real
+    images and negatives as one batch, "class", "generative". Parts share no graph."""
+    logits_real: Tensor | None
+    """Detached logits (b, k) of the real batch, and of the negatives from p(x)."""
+    logits_negatives: Tensor | None
+
+
+Statistics = Literal["batch", "shared", "separate", "frozen"]
 
 
 def jem_loss(
@@ -93,63 +116,116 @@ def jem_loss(
     real: Batch | None,
     negatives: Negatives,
     weights: LossWeights,
+    *,
+    statistics: Statistics = "batch",
 ) -> Loss:
     """The weighted objective; minimise `total`.
 
     `labelled` feeds log p(y|x); its unlabelled rows are left out. `real` feeds every generative term: log p(x) uses all
     of its rows, log p(x, y) and log p(x|y) those with a label. Each batch is one forward, as published, so BatchNorm
     in train mode normalises real images and negatives by their own statistics; only data moves its running averages.
+    `statistics` changes that: "shared" makes real images and negatives from p(x) one batch, and "separate" lets
+    negatives move running averages of their own. ("frozen" is the mode of the model, and the caller's to set.)
     """
     zero = torch.zeros((), device=next(model.parameters()).device)
-    terms = dict.fromkeys(Loss._fields, zero)
-    total = zero
+    terms: dict[str, Any] = dict.fromkeys(Loss._fields, zero)
+    terms |= {"parts": {}, "logits_real": None, "logits_negatives": None}
 
     if weights.class_nll > 0:
         if labelled is None:
             raise ConfigError("weights.class_nll is on and no labelled batch was given.")
         logits = model(labelled.x)
-        terms["class_nll"] = _masked_mean(_cross_entropy(logits, labelled.y), labelled.y >= 0)
+        class_nll = _masked_mean(_cross_entropy(logits, labelled.y), labelled.y >= 0)
         terms["accuracy"] = _masked_mean((logits.argmax(dim=1) == labelled.y).float(), labelled.y >= 0)
-        total = total + weights.class_nll * terms["class_nll"]
+        terms["class_nll"] = class_nll.detach()
+        terms["parts"]["class"] = weights.class_nll * class_nll
 
     if weights.generative:
         if real is None:
             raise ConfigError("A generative weight is on and no real batch was given.")
+        terms |= _generative_terms(model, real, negatives, weights, statistics, terms["parts"])
+
+    return Loss(**{**terms, "total": sum(terms["parts"].values(), zero)})
+
+
+def _generative_terms(
+    model: EnergyClassifier,
+    real: Batch,
+    negatives: Negatives,
+    weights: LossWeights,
+    statistics: Statistics,
+    parts: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """The detached numbers of the generative terms; their losses go into `parts`."""
+    found: dict[str, Tensor] = {}
+    if weights.marginal_chains and negatives.marginal is None:
+        raise ConfigError("weights.marginal, joint or discrimination is on and no negatives from p(x) were given.")
+    if weights.conditional > 0 and negatives.conditional is None:
+        raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
+
+    logits, logits_negatives, found["norm_distance"] = _both_logits(model, real, negatives.marginal, statistics)
+    found["logits_real"] = logits.detach()
+    energy = marginal_energy(logits)
+    known = real.y >= 0
+    joint = _masked_mean(joint_energy(logits, real.y.clamp(min=0)), known)
+    found["energy_real"] = energy.detach().mean()
+    # A batch that trains nothing still has a gradient, of zero.
+    real_part = weights.marginal * energy.mean() + weights.joint * joint + weights.energy_l2 * energy.square().mean()
+    negative_part = torch.zeros_like(real_part)
+    found["energy_l2"] = energy.detach().square().mean()
+
+    if weights.marginal_chains:
+        assert logits_negatives is not None, "negatives from p(x) were checked above"
+        found["logits_negatives"] = logits_negatives.detach()
+        below = marginal_energy(logits_negatives)
+        found["energy_negatives"] = below.detach().mean()
+        found["energy_gap"] = found["energy_real"] - found["energy_negatives"]
+        found["energy_l2"] = found["energy_l2"] + below.detach().square().mean()
+        scale = weights.marginal + weights.joint * known.any()
+        negative_part = negative_part - scale * below.mean() + weights.energy_l2 * below.square().mean()
+        if weights.discrimination > 0:
+            told_real, told_negative = functional.softplus(energy).mean(), functional.softplus(-below).mean()
+            found["discrimination"] = (told_real + told_negative).detach()
+            real_part = real_part + weights.discrimination * told_real
+            negative_part = negative_part + weights.discrimination * told_negative
+
+    if weights.conditional > 0 and negatives.conditional is not None and len(negatives.conditional.y):
+        with _passing_negatives(model, statistics):
+            below = model.energy(negatives.conditional.x.detach(), negatives.conditional.y)
+        found["conditional_gap"] = (joint - below.mean()).detach()
+        found["energy_l2"] = found["energy_l2"] + below.detach().square().mean()
+        real_part = real_part + weights.conditional * joint
+        negative_part = negative_part - weights.conditional * below.mean() + weights.energy_l2 * below.square().mean()
+
+    if statistics == "shared":
+        parts["generative"] = real_part + negative_part
+    else:
+        parts["real"] = real_part
+        if negative_part.requires_grad:
+            parts["negatives"] = negative_part
+    return found
+
+
+def _both_logits(
+    model: EnergyClassifier, real: Batch, negatives: Tensor | None, statistics: Statistics
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Logits of the real batch and of the negatives, and the distance between what BatchNorm saw of them."""
+    if negatives is None:
         logits = model(real.x)
-        energy_real = marginal_energy(logits)
-        known = real.y >= 0
-        joint_real = _masked_mean(joint_energy(logits, real.y.clamp(min=0)), known)
-        terms["energy_real"] = energy_real.mean()
-        total = total + 0 * terms["energy_real"]  # a batch that trains nothing still has a gradient, of zero
-        squares = [energy_real.square().mean()]
+        return logits, None, logits.new_zeros(())
+    negatives = negatives.detach()
+    if statistics == "shared":
+        logits = model(torch.cat([real.x, negatives]))
+        return logits[: len(real.x)], logits[len(real.x) :], logits.new_zeros(())
+    with statistics_recorded(model) as of_real:
+        logits = model(real.x)
+    with statistics_recorded(model) as of_negatives, _passing_negatives(model, statistics):
+        logits_negatives = model(negatives)
+    return logits, logits_negatives, statistics_distance(of_real, of_negatives).to(logits.device)
 
-        if weights.marginal_chains:
-            if negatives.marginal is None:
-                raise ConfigError("weights.marginal or weights.joint is on and no negatives from p(x) were given.")
-            with running_statistics_held(model):
-                energy_negatives = model.energy(negatives.marginal.detach())
-            terms["energy_negatives"] = energy_negatives.mean()
-            terms["energy_gap"] = terms["energy_real"] - terms["energy_negatives"]
-            total = total + weights.marginal * terms["energy_gap"]
-            total = total + weights.joint * (joint_real - terms["energy_negatives"]) * known.any()
-            squares.append(energy_negatives.square().mean())
 
-        if weights.conditional > 0:
-            if negatives.conditional is None:
-                raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
-            if len(negatives.conditional.y):
-                with running_statistics_held(model):
-                    joint_negatives = model.energy(negatives.conditional.x.detach(), negatives.conditional.y)
-                terms["conditional_gap"] = joint_real - joint_negatives.mean()
-                total = total + weights.conditional * terms["conditional_gap"]
-                squares.append(joint_negatives.square().mean())
-
-        if weights.energy_l2 > 0:
-            terms["energy_l2"] = torch.stack(squares).sum()
-            total = total + weights.energy_l2 * terms["energy_l2"]
-
-    terms = {name: value.detach() for name, value in terms.items()}
-    return Loss(**{**terms, "total": total})
+def _passing_negatives(model: EnergyClassifier, statistics: Statistics) -> AbstractContextManager[None]:
+    return statistics_of_negatives(model) if statistics == "separate" else running_statistics_held(model)
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

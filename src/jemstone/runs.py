@@ -2,7 +2,7 @@
 
 config.json        configuration, facts about the data, environment
 metrics.jsonl      one object per logged step
-events.jsonl       what happened: started, resumed, validation, diverged, finished
+events.jsonl       what happened: started, resumed, validation, recovered, eased, damaged, diverged, finished
 checkpoints/       step-00000500.safetensors ...
 initial.safetensors  where chains start, if it was estimated from data
 results.json       evaluated numbers: a list of {name, value, low, high, n}
@@ -13,6 +13,7 @@ samples/           sample grids, as pictures
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from jemstone.errors import RunError
 
 FORMAT = 1
-HISTORY = ("started", "resumed", "diverged")
+HISTORY = ("started", "resumed", "diverged", "damaged")
 
 
 class Run:
@@ -88,20 +89,32 @@ class Run:
                 continue
         return rows
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, recoveries: int = 0) -> None:
         """Forget logged rows after `step`: the resumed run writes them again, the same but for `seconds`.
 
-        What happened to the run stays: that it was started, resumed, or diverged.
+        What happened to the run stays: that it was started, resumed or diverged, and its first `recoveries` recoveries.
         """
         for name in ("metrics.jsonl", "events.jsonl"):
             if (self.path / name).exists():
-                kept = [row for row in self.rows(name) if row["step"] <= step or row.get("event") in HISTORY]
+                kept = [row for row in self.rows(name) if _stays(row, step, recoveries)]
                 text = "".join(json.dumps(row) + "\n" for row in kept)
                 write_atomically(self.path / name, text.encode())
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"Cannot write {self.path / name}: {error.strerror}. Make room, then go on from the last checkpoint: "
+                f"jemstone train --resume {self.path}"
+            ) from error
+
+
+def _stays(row: Mapping[str, Any], step: int, recoveries: int) -> bool:
+    if row.get("event") == "recovered":
+        return bool(row["attempt"] <= recoveries)
+    return row["step"] <= step or row.get("event") in HISTORY
 
 
 def is_free(path: Path) -> bool:
@@ -135,6 +148,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for both."""
+    if isinstance(value, Mapping):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json_bytes(content: Any) -> bytes:

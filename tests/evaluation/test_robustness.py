@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from jemstone.data import to_box_radius
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, MissingExtra
-from jemstone.evaluation import exact_proportion, pgd_accuracy, to_box_radius
+from jemstone.evaluation import exact_proportion, pgd_accuracy
 
 pytest.importorskip("foolbox")
 BOX = (-1.0, 1.0)

@@ -6,6 +6,7 @@ from torch import nn
 
 from jemstone.errors import ConfigError
 from jemstone.networks import MLP, NETWORKS, ConvNet, WideResNet, build_network
+from jemstone.networks.layers import STATISTICS, SeparateBatchNorm2d
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,25 @@ def test_settings_reach_the_network(name):
     assert not any(isinstance(m, nn.Dropout | nn.GroupNorm) for m in plain)
 
 
+@pytest.mark.parametrize("name", ["wrn-10-1", "conv-8"])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_the_choice_of_statistics_reaches_every_norm(name, statistics):
+    network = build_network(name, (1, 8, 8), 2, norm="batch", statistics=statistics)
+    plain = build_network(name, (1, 8, 8), 2, norm="batch")
+    kind = SeparateBatchNorm2d if statistics == "separate" else nn.BatchNorm2d
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {type(m) for m in norms} == {kind}
+    assert len(norms) == sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
+    assert same_shapes(network, plain) is (statistics != "separate")
+
+
+def test_spectral_normalisation_is_off_unless_asked_for():
+    assert not any("parametrizations" in key for key in build_network("conv-8", (1, 8, 8), 2).state_dict())
+    normalised = build_network("conv-8", (1, 8, 8), 2, spectral_norm=True, norm="batch", statistics="separate")
+    assert sum(key.endswith("weight.original") for key in normalised.state_dict()) == 4
+    assert not any(key.endswith("1.parametrizations.weight.original") for key in normalised.state_dict())  # the norms
+
+
 def test_every_documented_name_builds():
     sizes = {"DEPTH": "10", "WIDTH": "4"}
     for pattern in NETWORKS:
@@ -85,6 +105,11 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
         ("mlp-8", (4,), {"dropout": -0.5}, r"-0\.5.*\[0, 1\)"),
         ("conv-8", (1, 8, 8), {"activation": "swish"}, "'swish'.*silu"),
         ("wrn-10-1", (1, 8, 8), {"norm": "layer"}, "'layer'.*group"),
+        ("wrn-10-1", (1, 8, 8), {"statistics": "frozen"}, "statistics='frozen'.*norm='none'.*norm='batch'"),
+        ("conv-8", (1, 8, 8), {"statistics": "shared", "norm": "group"}, "statistics='shared'.*norm='group'"),
+        ("conv-8", (1, 8, 8), {"statistics": "both", "norm": "batch"}, "'both'.*batch, shared, separate, frozen"),
+        ("mlp-8", (4,), {"statistics": "separate"}, "statistics='separate'.*norm='none'.*statistics='batch'"),
+        ("mlp-8", (4,), {"statistics": "both"}, "'both'.*separate"),
     ],
 )
 def test_impossible_combinations_are_named(name, shape, settings, named):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from jemstone.errors import CheckpointError
 from jemstone.networks import WideResNet, load_jem_checkpoint
+from jemstone.networks.layers import with_spectral_norm
 
 WRN_10_1_WEIGHTS = {
     "f.conv1.weight": (16, 3, 3, 3),
@@ -246,3 +247,15 @@ def test_files_that_are_no_checkpoints(save, tmp_path):
         refused(whole, network)
     assert "bare state dict" in refused(save(release_state(10, 1)), network)
     assert "found list" in refused(save([1, 2]), network)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda: WideResNet(10, 1, norm="batch", statistics="separate"), 'two. Build it with statistics="batch"'),
+        (lambda: with_spectral_norm(WideResNet(10, 1, norm="batch")), "spectral_norm=False"),
+    ],
+    ids=["separate", "spectral"],
+)
+def test_networks_that_the_release_did_not_have_are_refused(save, change, remedy):
+    assert remedy in refused(save({"model_state_dict": release_state(10, 1, "batch")}), change())

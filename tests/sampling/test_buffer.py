@@ -107,3 +107,34 @@ def test_too_many_chains_are_refused():
         buffer.draw(3, generator(0, "draw"), initial=marked(0.0), restart_rate=0.0, labels=labels)
     with pytest.raises(ConfigError, match="divide"):
         ReplayBuffer(torch.zeros(10, 2), torch.zeros(10, dtype=torch.int64), 3)
+
+
+def test_restart_starts_the_chosen_chains_anew_as_their_classes_and_no_others():
+    buffer = numbered(20, 4)
+    which = torch.zeros(20, dtype=torch.bool)
+    which[[2, 7, 15]] = True
+    buffer.restart(which, marked(-1.0), generator(0, "restart"))
+    assert torch.equal(buffer.x[:, 0] == -1, which)
+    assert torch.equal(buffer.x[:, 1], (torch.arange(20) % 4).float())
+    assert torch.equal(buffer.age, torch.where(which, 0, 100 + torch.arange(20)))
+
+
+def test_restarting_nothing_draws_nothing():
+    buffer, rng = numbered(8, 2), generator(0, "restart")
+
+    def start(labels, rng):
+        raise AssertionError("asked for a start")
+
+    buffer.restart(torch.zeros(8, dtype=torch.bool), start, rng)
+    assert torch.equal(buffer.age, 100 + torch.arange(8))
+
+
+def test_restart_is_determined_by_its_generator():
+    def start(labels, rng):
+        return torch.randn(len(labels), 2, generator=rng)
+
+    one, two, other = numbered(8, 2), numbered(8, 2), numbered(8, 2)
+    for buffer, seed in ((one, 0), (two, 0), (other, 1)):
+        buffer.restart(torch.arange(8) < 4, start, generator(seed, "restart"))
+    assert torch.equal(one.x, two.x)
+    assert not torch.equal(one.x, other.x)

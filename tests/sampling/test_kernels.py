@@ -8,7 +8,7 @@ from scipy import stats
 
 from jemstone.errors import ConfigError
 from jemstone.rng import generator
-from jemstone.sampling import clipped, langevin, langevin_temperature, mala, run_chains
+from jemstone.sampling import clipped, langevin, langevin_temperature, mala, normalized, run_chains
 
 
 def quadratic(precision: float):
@@ -105,6 +105,61 @@ def test_clipped_step_can_carry_noise_and_stays_in_the_box():
     assert x.std() > 0.1
 
 
+def constant(gradient):
+    """An energy with this gradient everywhere."""
+
+    def energy_grad(x):
+        return (gradient * x).flatten(1).sum(dim=1), gradient
+
+    return energy_grad
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_normalized_step_has_its_length_however_steep_the_energy(scale):
+    x = torch.randn(6, 3, 2, 2, generator=generator(6, "x"))
+    gradient = scale * torch.randn(x.shape, generator=generator(6, "gradient"))
+    moved, info = run_chains(normalized(0.25, box=None), x, constant(gradient), 1, generator(0, "unused"))
+    step, gradient = (moved - x).flatten(1), gradient.flatten(1).double()
+    assert step.norm(dim=1).tolist() == pytest.approx([0.25] * 6, rel=1e-5)
+    assert torch.allclose(step.double(), -0.25 * gradient / gradient.norm(dim=1, keepdim=True), atol=1e-6)
+    assert info.clipped.sum() == 0
+
+
+def test_normalized_chain_without_a_gradient_stays_and_the_others_move():
+    x = torch.full((2, 3), 0.5)
+    gradient = torch.tensor([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
+    moved, info = run_chains(normalized(0.1), x, constant(gradient), 1, generator(0, "unused"))
+    assert torch.equal(moved[0], x[0])
+    assert moved[1].tolist() == pytest.approx([0.5, 0.44, 0.42])
+    assert info.grad_norm[0].tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_normalized_step_shows_a_gradient_that_is_not_finite(bad):
+    gradient = torch.tensor([[bad, 1.0], [3.0, 4.0]])
+    moved, _ = run_chains(normalized(0.5), torch.zeros(2, 2), constant(gradient), 1, generator(0, "unused"))
+    assert moved[0].isnan().all()
+    assert moved[1].tolist() == pytest.approx([-0.3, -0.4])
+
+
+def test_normalized_chains_walk_down_a_quadratic_at_constant_speed():
+    x = 5 * torch.nn.functional.normalize(torch.randn(10, 4, generator=generator(7, "x")))
+    sampler = normalized(0.5, box=None)
+    distances = [run_chains(sampler, x, quadratic(3.0), n, generator(0, "unused"))[0].norm(dim=1) for n in (1, 4, 9)]
+    expected = torch.tensor([4.5, 3.0, 0.5])[:, None].expand(3, 10)
+    assert torch.allclose(torch.stack(distances), expected, atol=1e-5)
+
+
+def test_normalized_step_can_carry_noise_and_stays_in_the_box():
+    x = torch.tensor([[0.9, -0.9, 0.0]])
+    noise = torch.randn(x.shape, generator=generator(8, "noise"))
+    gradient = torch.tensor([[-2.0, 1.0, 2.0]])
+    step = normalized(0.6, noise=0.01)
+    moved, _ = run_chains(step, x, constant(gradient), 1, generator(8, "noise"))
+    # 0.6 g / ||g|| = (-0.4, 0.2, 0.4): the first two leave the box.
+    assert torch.allclose(moved, torch.tensor([[1.0, -1.0, -0.4 + 0.01 * float(noise[0, 2])]]))
+
+
 def test_chains_do_not_touch_their_starting_point():
     x = torch.ones(2, 2)
     run_chains(langevin(0.1, 0.1), x, quadratic(1.0), 3, generator(0, "x"))
@@ -126,6 +181,8 @@ def test_same_stream_same_chain():
         (lambda: langevin(1.0, -0.1), "noise"),
         (lambda: clipped(1.0, clip=0.0), "clip"),
         (lambda: clipped(-1.0), "step_size"),
+        (lambda: normalized(0.0), "step_size"),
+        (lambda: normalized(1.0, noise=-0.1), "noise"),
         (lambda: mala(1.0, temperature=0.0), "temperature"),
         (lambda: langevin(math.nan, 0.1), "step_size"),
     ],

@@ -38,6 +38,13 @@ def test_published_settings():
     assert not recipe("classifier").weights.generative
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_starts_with_the_guard_or_recovery_switched_off(name):
+    config = recipe(name)
+    assert config.limits.window > 0
+    assert config.recovery.attempts > 0
+
+
 def test_total_steps():
     config = TrainConfig(epochs=3.0, batch_size=10)
     assert config.total_steps(105) == 32
@@ -65,6 +72,23 @@ def test_total_steps():
         (lambda: recipe("jem").with_values(chains={"colour": "red"}), "no such setting.*colour"),
         (lambda: recipe("jem").with_values(seed={"chains": 1}), "no such setting"),
         (lambda: recipe("jem").with_values(colour={"red": 1}), "no such setting.*colour"),
+        (
+            lambda: recipe("jem").with_values(chains={"max_steps": 5}),
+            r"chains.max_steps \(0 is off\) must be at least 20",
+        ),
+        (lambda: recipe("jem").with_values(attack={"steps": 0}), "attack.steps must be at least 1"),
+        (lambda: recipe("jem").with_values(recovery={"attempts": -1}), "recovery.attempts must be at least 0"),
+        (lambda: recipe("jem").with_values(classifier_steps=-1), "classifier_steps must be at least 0"),
+        (
+            lambda: recipe("jem").with_values(classifier_steps=5, weights={"class_nll": 0.0}),
+            "train the class term alone",
+        ),
+        (
+            lambda: recipe("jem").with_values(attack={"radius": 0.5}, weights={"class_nll": 0.0}),
+            "class term adversarial",
+        ),
+        (lambda: recipe("classifier").with_values(optimizer={"balance": 1.0}), "switch both on"),
+        (lambda: recipe("jem").with_values(optimizer={"balance": 1.0}, weights={"class_nll": 0.0}), "switch both on"),
         (lambda: TrainConfig.from_dict({"no_such_field": 1}), "no_such_field"),
         (lambda: TrainConfig.from_dict({"chains": {"kernel": "hmc"}}), "hmc"),
     ],
@@ -94,7 +118,14 @@ def unchecked(kind, **values):
             unchecked(TrainConfig, network=unchecked(NetworkConfig, activation="gelu")),
             "^network.activation must be one of leaky_relu, silu, relu; got 'gelu'",
         ),
-        (unchecked(ChainConfig, kernel="hmc"), "^chains.kernel must be one of langevin, clipped, mala; got 'hmc'"),
+        (
+            unchecked(TrainConfig, network=unchecked(NetworkConfig, statistics="none")),
+            "^network.statistics must be one of batch, shared, separate, frozen; got 'none'",
+        ),
+        (
+            unchecked(ChainConfig, kernel="hmc"),
+            "^chains.kernel must be one of langevin, clipped, normalized, mala; got 'hmc'",
+        ),
         (unchecked(ChainConfig, start="noise"), "^chains.start must be one of uniform, gaussian, data; got 'noise'"),
         (unchecked(ChainConfig, mode="test"), "^chains.mode must be one of eval, train; got 'test'"),
         (unchecked(OptimizerConfig, name="lion"), "^optimizer.name must be one of adam, adamw, sgd; got 'lion'"),
@@ -112,6 +143,8 @@ AT_LEAST_ZERO = (
     *("optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.sam_rho", "optimizer.decay_factor", "chains.restart_rate", "ema", "augment.noise"),
     *("weights.class_nll", "weights.marginal", "weights.joint", "weights.conditional", "weights.energy_l2"),
+    *("weights.discrimination", "optimizer.balance", "attack.radius", "limits.median_energy", "limits.median_gap"),
+    *("limits.window", "limits.saturated", "limits.distinct", "limits.class_coverage", "limits.accuracy_drop"),
 )
 
 
@@ -133,3 +166,6 @@ def test_counts_are_at_least_one(name):
             recipe("jem").with_values(**{name: value})
     with pytest.raises(ConfigError, match=r"^validate_every must be at least 0"):
         recipe("jem").with_values(validate_every=-1)
+    for name in ("within", "snapshots", "snapshot_every", "probation"):
+        with pytest.raises(ConfigError, match=f"^recovery.{name} must be at least 1"):
+            recipe("jem").with_values(recovery={name: 0})

@@ -130,11 +130,13 @@ def test_a_network_that_does_not_fit_the_data_is_refused(digits):
 
 
 def test_divergence_is_noted_and_the_last_checkpoint_stays(tmp_path, digits):
-    session = Session.start(tiny(limits={"gap": 1e-9}), digits, run=tmp_path / "run")
+    config = tiny(limits={"gap": 1e-9}, recovery={"attempts": 0})
+    session = Session.start(config, digits, run=tmp_path / "run")
     with pytest.raises(Diverged, match="gap"):
         list(session.train())
     events = Run(tmp_path / "run").rows("events.jsonl")
-    assert events[-1]["event"] == "diverged"
+    assert [row["event"] for row in events] == ["started", "diverged"]
+    assert (events[-1]["verdict"], events[-1]["failed_step"]) == ("gap_explosion", 1)
     assert "energy_gap" in events[-1]["metrics"]
     assert load_trained(tmp_path / "run").step == session.state.step
 

@@ -23,6 +23,14 @@ def to_box(images: Tensor) -> Tensor:
     return images.float()
 
 
+def to_box_radius(radius: float, box: tuple[float, float] | None) -> float:
+    """A radius among [0, 1] pixels as one in the box: radius * (high - low), for every norm, since all scale alike.
+
+    Without a box the units are the data's own, and stay.
+    """
+    return radius if box is None else radius * (box[1] - box[0])
+
+
 def box_of(input_shape: tuple[int, ...]) -> tuple[float, float] | None:
     """Where inputs of this shape live: images (c, h, w) in [-1, 1]; vectors have no box."""
     return BOX if len(input_shape) == 3 else None

@@ -24,7 +24,7 @@ from jemstone.evaluation.protocol import (
     evaluate,
     higher_is_better,
 )
-from jemstone.evaluation.robustness import Curve, pgd_accuracy, to_box_radius
+from jemstone.evaluation.robustness import Curve, pgd_accuracy
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -56,5 +56,4 @@ __all__ = [
     "nll",
     "pgd_accuracy",
     "reliability",
-    "to_box_radius",
 ]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from jemstone.data.dataset import to_box
+from jemstone.data.dataset import to_box, to_box_radius
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, MissingExtra
 from jemstone.evaluation.forward import device_of, frozen
@@ -34,11 +34,6 @@ class Curve(NamedTuple):
     accuracy: list[float]
     low: list[float]
     high: list[float]
-
-
-def to_box_radius(eps: float, box: tuple[float, float]) -> float:
-    """A radius among [0, 1] pixels as one in the box: eps * (high - low), for every norm, since both scale alike."""
-    return eps * (box[1] - box[0])
 
 
 def pgd_accuracy(

@@ -8,7 +8,7 @@ import re
 from torch import nn
 
 from jemstone.errors import ConfigError
-from jemstone.networks.layers import check_normalisable, image_shape
+from jemstone.networks.layers import check_normalisable, check_statistics, image_shape, with_spectral_norm
 from jemstone.networks.small import MLP, ConvNet
 from jemstone.networks.wide_resnet import WideResNet
 
@@ -26,15 +26,36 @@ def build_network(
     num_classes: int,
     *,
     norm: str = "none",
+    statistics: str = "batch",
+    spectral_norm: bool = False,
     dropout: float = 0.0,
     activation: str = "leaky_relu",
 ) -> nn.Module:
     """The network called `name` (see NETWORKS) for inputs of `input_shape`, (c, h, w) or (d,), with fresh weights.
 
     It maps a batch (b, *input_shape) to logits (b, num_classes). Weights come from torch's global generator; seed it,
-    or fork it, for a reproducible start. Raises ConfigError for an unknown name and for settings that contradict each
-    other or the input.
+    or fork it, for a reproducible start. `statistics` is for norm='batch': with 'separate' its layers keep running
+    statistics of negatives beside those of data (SeparateBatchNorm2d); 'shared' and 'frozen' are ways to train and
+    build the same network as 'batch'. `spectral_norm` divides all weights by their spectral norms, see
+    `with_spectral_norm`. Raises ConfigError for an unknown name and for settings that contradict each other or the
+    input.
     """
+    network = _plain_network(
+        name, input_shape, num_classes, norm=norm, statistics=statistics, dropout=dropout, activation=activation
+    )
+    return with_spectral_norm(network) if spectral_norm else network
+
+
+def _plain_network(
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    norm: str,
+    statistics: str,
+    dropout: float,
+    activation: str,
+) -> nn.Module:
     match = re.fullmatch(r"(wrn)-(\d+)-(\d+)|(conv|mlp)-(\d+)(?:-(\d+))?", name, re.ASCII)
     if match is None:
         known = "; ".join(f"{pattern}: {text}" for pattern, text in NETWORKS.items())
@@ -47,12 +68,22 @@ def build_network(
         check_normalisable(f"Network {name!r}", norm, *(math.ceil(side / 4) for side in sides))
         depth, width = sizes
         return WideResNet(
-            depth, width, num_classes, in_channels=channels, norm=norm, dropout=dropout, activation=activation
+            depth,
+            width,
+            num_classes,
+            in_channels=channels,
+            norm=norm,
+            statistics=statistics,
+            dropout=dropout,
+            activation=activation,
         )
     if kind == "conv":
-        return ConvNet(input_shape, num_classes, *sizes, norm=norm, dropout=dropout, activation=activation)
+        return ConvNet(
+            input_shape, num_classes, *sizes, norm=norm, statistics=statistics, dropout=dropout, activation=activation
+        )
     if norm != "none":
         raise ConfigError(f"Network {name!r} has no normalisation, got norm={norm!r}. Use norm='none'.")
+    check_statistics(norm, statistics)
     if not input_shape:
         raise ConfigError(f"Network {name!r} needs inputs with at least one axis, got the empty shape ().")
     return MLP(math.prod(input_shape), num_classes, *sizes, dropout=dropout, activation=activation)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
 from jemstone.errors import ConfigError
 
 MAX_GROUPS = 32
 MIN_GROUP_CHANNELS = 4
+
+STATISTICS = ("batch", "shared", "separate", "frozen")
+"""Whose statistics batch normalisation uses in training and keeps. Only 'separate' changes the network itself."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def group_count(channels: int) -> int:
@@ -18,6 +28,49 @@ def group_count(channels: int) -> int:
     """
     limit = max(1, min(MAX_GROUPS, channels // MIN_GROUP_CHANNELS))
     return next(groups for groups in range(limit, 0, -1) if channels % groups == 0)
+
+
+class SeparateBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of feature maps (b, channels, h, w) with running statistics for two kinds of input.
+
+    `running_mean` and `running_var` (channels,) belong to data, `negatives_mean` and `negatives_var` (channels,) to
+    negatives. `of_negatives`, which `statistics_of_negatives` in `modes` sets, says which pair a forward moves in train
+    mode and is normalised by in evaluation mode. In train mode the batch itself normalises, as in BatchNorm2d, whose
+    momentum and eps hold for both. Data and negatives share one scale and shift; AdvProp (Xie et al., CVPR 2020), from
+    where the two sets come, separates these too. Here both are arguments of one energy function, and weights of their
+    own would make it two.
+    """
+
+    negatives_mean: Tensor
+    negatives_var: Tensor
+    negatives_batches_tracked: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("negatives_mean", torch.zeros(channels))
+        self.register_buffer("negatives_var", torch.ones(channels))
+        self.register_buffer("negatives_batches_tracked", torch.tensor(0))
+        self.of_negatives = False
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalised feature maps, (b, channels, h, w)."""
+        if not self.of_negatives:
+            return super().forward(x)
+        momentum = self.momentum
+        if self.training:
+            self.negatives_batches_tracked.add_(1)
+            if momentum is None:  # torch's word for a cumulative average
+                momentum = 1 / int(self.negatives_batches_tracked)
+        return functional.batch_norm(
+            x,
+            self.negatives_mean,
+            self.negatives_var,
+            self.weight,
+            self.bias,
+            self.training,
+            momentum or 0.0,
+            self.eps,
+        )
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -34,15 +87,44 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
+def make_norm(kind: str, channels: int, statistics: str = "batch") -> nn.Module:
     """Normalisation of feature maps (b, channels, h, w). 'none' is the identity.
 
-    'batch' makes the energy of one input depend on its batch in training mode; the others never do.
-    Raises ConfigError for an unknown kind.
+    'batch' makes the energy of one input depend on its batch in training mode; the others never do. With `statistics`
+    'separate' it is a SeparateBatchNorm2d. Raises ConfigError for an unknown kind, and as `check_statistics` does.
     """
     if kind not in NORMS:
         raise ConfigError(f"Unknown norm {kind!r}. Choose one of: {', '.join(NORMS)}.")
-    return NORMS[kind](channels)
+    check_statistics(kind, statistics)
+    return SeparateBatchNorm2d(channels) if statistics == "separate" else NORMS[kind](channels)
+
+
+def check_statistics(norm: str, statistics: str) -> None:
+    """Raises ConfigError for unknown `statistics`, and for any but 'batch' where `norm` is not batch normalisation."""
+    if statistics not in STATISTICS:
+        raise ConfigError(f"Unknown statistics {statistics!r}. Choose one of: {', '.join(STATISTICS)}.")
+    if statistics != "batch" and norm != "batch":
+        raise ConfigError(
+            f"statistics={statistics!r} is about batch normalisation, and norm={norm!r} has none. "
+            "Use norm='batch', or leave statistics='batch'."
+        )
+
+
+def with_spectral_norm(network: Network) -> Network:
+    """`network` itself, in which the weight of every convolution and linear layer now has a spectral norm close to 1.
+
+    A weight, as a matrix (out, in * kernel), is divided by an estimate of its largest singular value (Miyato et al.,
+    ICLR 2018; Du & Mordatch, NeurIPS 2019, train energy-based models so). A forward in train mode improves the estimate
+    by one power iteration, which moves buffers; in evaluation mode nothing moves. The start of the iteration is drawn
+    from torch's global generator. What is bounded is this matrix: the convolution's own norm can be larger, by at most
+    the square root of its kernel's positions, and scales of normalisation layers are left free.
+
+    In `state_dict` and `parameters` the weights are now `parametrizations.weight.original`, before the division.
+    """
+    for layer in list(network.modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            spectral_norm(layer)
+    return network
 
 
 def make_activation(name: str) -> nn.Module:

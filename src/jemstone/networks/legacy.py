@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from jemstone.errors import CheckpointError
 from jemstone.networks.wide_resnet import STEM_CHANNELS, WideResNet
@@ -72,6 +73,16 @@ def load_jem_checkpoint(path: str | PathLike[str], network: WideResNet) -> Tenso
         raise CheckpointError(
             f"{name}: the JEM release trained with LeakyReLU, the network has activation={network.activation!r}. "
             'Build it with activation="leaky_relu".'
+        )
+    if network.statistics == "separate":
+        raise CheckpointError(
+            f"{name}: the JEM release kept one set of running statistics, the network has two. "
+            'Build it with statistics="batch".'
+        )
+    if any(is_parametrized(module) for module in network.modules()):
+        raise CheckpointError(
+            f"{name}: the JEM release trained without spectral normalisation. Build the network with "
+            "spectral_norm=False."
         )
     wanted = {release_key(key): tensor for key, tensor in network.state_dict().items()}
     _check_fit(name, state, wanted, network)

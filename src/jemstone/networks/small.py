@@ -37,6 +37,7 @@ class ConvNet(nn.Module):
         depth: int = 3,
         *,
         norm: str = "none",
+        statistics: str = "batch",
         dropout: float = 0.0,
         activation: str = "silu",
     ) -> None:
@@ -52,7 +53,7 @@ class ConvNet(nn.Module):
             self.stages.append(
                 nn.Sequential(
                     nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1),
-                    make_norm(norm, out_channels),
+                    make_norm(norm, out_channels, statistics),
                     make_activation(activation),
                     make_dropout(dropout),
                 )

@@ -19,13 +19,21 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, *, norm: str, dropout: float, activation: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        norm: str,
+        statistics: str,
+        dropout: float,
+        activation: str,
     ) -> None:
         super().__init__()
-        self.norm1 = make_norm(norm, in_channels)
+        self.norm1 = make_norm(norm, in_channels, statistics)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.dropout = make_dropout(dropout)
-        self.norm2 = make_norm(norm, out_channels)
+        self.norm2 = make_norm(norm, out_channels, statistics)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1)
         self.activation = make_activation(activation)
         self.shortcut: nn.Module = nn.Identity()
@@ -62,6 +70,7 @@ class WideResNet(nn.Module):
         *,
         in_channels: int = 3,
         norm: str = "none",
+        statistics: str = "batch",
         dropout: float = 0.0,
         activation: str = "leaky_relu",
     ) -> None:
@@ -76,6 +85,7 @@ class WideResNet(nn.Module):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.norm = norm
+        self.statistics = statistics
         self.activation = activation
 
         self.stem = nn.Conv2d(in_channels, STEM_CHANNELS, 3, padding=1)
@@ -87,11 +97,19 @@ class WideResNet(nn.Module):
             for block in range((depth - 4) // 6):
                 stride = first_stride if block == 0 else 1
                 stage.append(
-                    ResidualBlock(channels, out_channels, stride, norm=norm, dropout=dropout, activation=activation)
+                    ResidualBlock(
+                        channels,
+                        out_channels,
+                        stride,
+                        norm=norm,
+                        statistics=statistics,
+                        dropout=dropout,
+                        activation=activation,
+                    )
                 )
                 channels = out_channels
             self.stages.append(stage)
-        self.final_norm = make_norm(norm, channels)
+        self.final_norm = make_norm(norm, channels, statistics)
         self.final_activation = make_activation(activation)
         self.head = nn.Linear(channels, num_classes)
 

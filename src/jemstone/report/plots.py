@@ -33,27 +33,27 @@ Array = npt.NDArray[np.float64]
 Series = tuple[str, Sequence[float], Sequence[float], bool]
 """Colour, x, y, dashed."""
 
-_GREY, _INK, _WIDTH, _POINTS = "#9aa0a6", "#30343a", 4.0, 240
+GREY, INK, _WIDTH, _POINTS = "#9aa0a6", "#30343a", 4.0, 240
 _DECIMALS = re.compile(r"(-?\d+\.\d\d)\d+(?=[ \n])(?=[^<>]*/>)")
 """Digits of a coordinate that no eye can see, inside a tag: never in the text of a label."""
-_PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
-_STYLE: Any = {
+PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.4g} %")
+STYLE: Any = {
     "svg.fonttype": "none",  # real text: small files, and every script that the reader's machine can show
     "svg.hashsalt": "jemstone",  # the same run gives the same bytes
     "text.parse_math": False,  # names are the user's, and may hold a dollar
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
     "axes.unicode_minus": True,
     "axes.axisbelow": True,
     "grid.color": "#e6e8eb",
-    "text.color": _INK,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
 }
 
 
@@ -70,20 +70,20 @@ def reliability_diagram(bins: Reliability, colour: str) -> str:
         edges, accuracy, count = np.array(bins.edges), np.array(bins.accuracy), np.array(bins.count)
         left, width, used = edges[:-1], np.diff(edges), np.isfinite(accuracy)
         top.bar(left[used], accuracy[used], width[used], align="edge", color=colour, alpha=0.28, edgecolor="white")
-        top.plot([0, 1], [0, 1], color=_GREY, linewidth=1.1, linestyle=(0, (4, 2)))
+        top.plot([0, 1], [0, 1], color=GREY, linewidth=1.1, linestyle=(0, (4, 2)))
         for x, y, low, high in zip(bins.confidence, bins.accuracy, bins.low, bins.high, strict=True):
             if math.isfinite(x) and math.isfinite(y):
                 top.plot([x, x], [low, high], color=colour, linewidth=1.4, solid_capstyle="butt")
                 top.plot([x], [y], marker="o", markersize=4, color=colour)
         top.set(ylabel="right, in fact", xlim=(edges.min(), edges.max()), ylim=(0, 1.03))
-        top.yaxis.set_major_formatter(_PERCENT)
+        top.yaxis.set_major_formatter(PERCENT)
         top.grid(axis="y")
         filled = np.nan_to_num(count) > 0
         bottom.bar(left[filled], count[filled], width[filled], align="edge", color=colour, edgecolor="white")
         bottom.set_yscale("log")
         bottom.set_ylim(0.6, max(10.0, 1.6 * float(np.nanmax(count, initial=1.0))))
         _plain_log(bottom, ticks=3)
-        bottom.xaxis.set_major_formatter(_PERCENT)
+        bottom.xaxis.set_major_formatter(PERCENT)
         bottom.set(xlabel="confidence stated", ylabel="count")
         figure.align_ylabels()
 
@@ -111,7 +111,7 @@ def score_ridges(histogram: ScoreHistogram, colour: str, auroc: Mapping[str, flo
             ax.tick_params(axis="x", length=2.5)
             note = f"{auroc[name]:.3f}" if name in auroc else ""
             for x, text, side in ((0.0, _short(name), "left"), (1.0, note, "right")):
-                ax.text(x, 0.97, text, transform=ax.transAxes, ha=side, va="top", color=_INK, fontsize=9.5)
+                ax.text(x, 0.97, text, transform=ax.transAxes, ha=side, va="top", color=INK, fontsize=9.5)
         axes[-1].xaxis.set_major_locator(MaxNLocator(5))
         axes[0].set_title("AUROC", loc="right", fontsize=8.5, color="#666b72", pad=2)
 
@@ -132,25 +132,31 @@ def robustness_curves(runs: Iterable[tuple[int, RobustnessCurve]], chance: float
             ax.plot(eps[order], accuracy[order], color=colour, linestyle=dashes, marker=marker, markersize=4.5)
             radii |= set(curve.eps)
         if chance:
-            ax.axhline(chance, color=_GREY, linewidth=1, linestyle=(0, (1, 2)))
+            ax.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
             ax.text(0.01, chance + 0.012, "guessing", transform=ax.get_yaxis_transform(), fontsize=8.5)
         if radii and all(abs(255 * e - round(255 * e)) < 0.02 for e in radii):
             ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{255 * v:.3g}/255" if v else "0"))
             ax.set_xticks(_spread(sorted(radii), 6))
         ax.set(ylim=(-0.02, 1.02), xlabel="radius ε, where pixels lie in [0, 1]")
-        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.yaxis.set_major_formatter(PERCENT)
         ax.grid(axis="y")
 
     return _render(draw, height=2.9)
 
 
 def training_curves(
-    series: Sequence[Series], marks: Sequence[tuple[str, int]] = (), *, log: bool = False, percent: bool = False
+    series: Sequence[Series],
+    marks: Sequence[tuple[str, int]] = (),
+    *,
+    recoveries: Sequence[tuple[str, int]] = (),
+    log: bool = False,
+    percent: bool = False,
 ) -> str:
     """Lines over the training step. Long runs are shown as the median of a few steps inside their range.
 
-    `marks` are (colour, step) of divergences. `log` asks for a logarithmic axis where the values span it.
+    `marks` are (colour, step) of divergences, `recoveries` those that recovery went back to. `log` asks for a
+    logarithmic axis where the values span it.
     """
 
     def draw(figure: Figure) -> None:
@@ -164,6 +170,10 @@ def training_curves(
             ax.plot(centre, middle, color=colour, linewidth=1.5, linestyle=style, marker="o" if few else "", ms=3)
         for colour, step in marks:
             ax.plot([step], [0.03], marker="x", color=colour, transform=ax.get_xaxis_transform(), mew=2, ms=7)
+        for colour, step in recoveries:
+            across = ax.get_xaxis_transform()
+            ax.axvline(step, color=colour, linewidth=0.8, linestyle=(0, (1.2, 1.8)), alpha=0.8)
+            ax.plot([step], [0.05], marker="<", color=colour, mfc="white", transform=across, mew=1.4, ms=7, zorder=3)
         values = np.concatenate([np.asarray(y, dtype=float) for _, _, y, _ in series])
         positive = bool(values.min() > 0)
         if log and positive and values.max() / values.min() > 50:
@@ -172,7 +182,7 @@ def training_curves(
         else:
             _cut(ax, values)
         if percent:
-            ax.yaxis.set_major_formatter(_PERCENT)
+            ax.yaxis.set_major_formatter(PERCENT)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
         ax.set_xlabel("step")
@@ -227,7 +237,7 @@ def _short(name: str, limit: int = 34) -> str:
 
 def _render(draw: Callable[[Figure], None], height: float) -> str:
     """Draw on a fresh figure, without pyplot and its global list of figures; return SVG without a date."""
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         # A script that matplotlib's font lacks is measured with a stand-in; the browser draws the true letters.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")

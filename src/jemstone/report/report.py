@@ -19,6 +19,7 @@ from PIL import Image
 
 from jemstone.errors import RunError
 from jemstone.report import plots, tables
+from jemstone.report.history import happenings
 from jemstone.report.read import RunRecord, SampleImage, read_run
 from jemstone.report.summary import in_short, labels, notices, title
 from jemstone.runs import write_atomically
@@ -79,6 +80,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         ridges=[(score, _ridges(runs, names, score)) for score in score_names],
         robustness=_robustness(runs),
         training=_training(runs),
+        happenings=happenings(runs),
         samples=_samples(runs, names),
         differing=tables.settings_table([run.config for run in runs], differing=True),
         configs=[json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs],
@@ -111,6 +113,7 @@ def _card(index: int, run: RunRecord, name: str) -> dict[str, Any]:
         "robustness": bool(run.robustness),
         "evaluate": f"jemstone evaluate {path}",
         "sample": f"jemstone sample {path}",
+        "doctor": f"jemstone doctor {path}",
     }
 
 
@@ -167,8 +170,9 @@ def _robustness(runs: Sequence[RunRecord]) -> list[Panel]:
 
 def _training(runs: Sequence[RunRecord]) -> list[Panel]:
     marks = [(plots.run_colour(i), step) for i, run in enumerate(runs) for step in run.event_steps("diverged")]
+    back = [(plots.run_colour(i), step) for i, run in enumerate(runs) for step in run.event_steps("recovered")]
 
-    def panel(heading: str, *keys: str, log: bool = False, percent: bool = False, validation: bool = False) -> None:
+    def panel(heading: str, *keys: str, caption: str = "", validation: bool = False, **style: bool) -> None:
         series: list[plots.Series] = []
         for i, run in enumerate(runs):
             curve: Callable[[str], tuple[list[float], list[float]]] = run.validation if validation else run.curve
@@ -177,14 +181,27 @@ def _training(runs: Sequence[RunRecord]) -> list[Panel]:
                 if x:
                     series.append((plots.run_colour(i), x, y, bool(dashed)))
         if series:
-            picture = plots.training_curves(series, marks, log=log, percent=percent)
-            panels.append(Panel(heading, _svg(picture), f"{heading} over the training step, one colour per run."))
+            picture = plots.training_curves(series, marks, recoveries=back, **style)
+            alt = f"{heading} over the training step, one colour per run."
+            panels.append(Panel(heading, _svg(picture), alt, caption=caption))
 
     panels: list[Panel] = []
     panel("Class negative log-likelihood, nats", "class_nll", log=True)
     panel("Validation accuracy", "accuracy", percent=True, validation=True)
     panel("Energy of data (solid) and negatives (dotted), nats", "energy_real", "energy_negatives")
     panel("Energy gap, data minus negatives, nats", "energy_gap")
+    panel(
+        "Share of negatives above data in energy",
+        "energy_auc",
+        percent=True,
+        caption="Near 50 % energies do not tell them apart; at 100 % negatives are too easy, at 0 % chains overshoot.",
+    )
+    panel(
+        "Pull of the generative terms over that of the class term",
+        "grad_ratio",
+        log=True,
+        caption="Norms of their parameter gradients: far above 1 the classes are outvoted, far below 1 the density is.",
+    )
     panel("Gradient norm seen by the chains", "chain_grad_norm", log=True)
     panel(
         "Chain pixels at the edge of the box (solid), gradients clipped (dotted)", "saturated", "clipped", percent=True

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from jemstone.report.history import reason_of, recovered_in_words
 from jemstone.report.read import RunRecord
 from jemstone.report.tables import number, radius_text, set_aurocs
 
@@ -61,14 +62,17 @@ def notices(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str, 
     for run, name in zip(runs, names, strict=True):
         kinds = [event.get("event") for event in run.events]
         for event in (e for e in run.events if e.get("event") == "diverged"):
-            reason = f": {event['reason']}" if event.get("reason") else ""
+            reason = f": {reason_of(event)}" if event.get("reason") else ""
             found.append(
                 (
                     "warning",
-                    f"{name} diverged at step {event.get('failed_step', event.get('step', 'unknown'))}{reason}.",
-                    "",
+                    f"{name} diverged at step {event.get('failed_step', event.get('step', 'unknown'))}{reason}. "
+                    "Why, and what to change:",
+                    f"jemstone doctor {shlex.quote(str(run.path))}",
                 )
             )
+        if recovered := recovered_in_words(run):
+            found.append(("note", f"{name} {recovered}: see what happened, under Training.", ""))
         if resumed := run.event_steps("resumed"):
             found.append(("note", f"{name} was resumed at step {listing([f'{s:,}' for s in resumed])}.", ""))
         if kinds and "finished" not in kinds:

@@ -11,6 +11,7 @@ from jemstone.sampling.kernels import (
     langevin,
     langevin_temperature,
     mala,
+    normalized,
     run_chains,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "langevin",
     "langevin_temperature",
     "mala",
+    "normalized",
     "run_chains",
     "uniform",
 ]

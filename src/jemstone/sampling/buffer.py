@@ -80,6 +80,13 @@ class ReplayBuffer:
         self.x[slots] = x.detach().to(self.x.dtype)
         self.age[slots] = age
 
+    def restart(self, which: Bool[Tensor, " n"], initial: Initial, rng: torch.Generator) -> None:
+        """Start the chains anew where `which` (size,) is true."""
+        slots = which.nonzero().flatten()
+        if len(slots):
+            self.x[slots] = initial(slots % self.num_classes, rng).to(self.x.dtype)
+            self.age[slots] = 0
+
     def _any_slots(self, count: int, rng: torch.Generator) -> Tensor:
         if count > len(self):
             raise ConfigError(

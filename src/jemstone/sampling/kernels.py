@@ -80,6 +80,19 @@ def clipped(step_size: float, *, clip: float = 1.0, noise: float = 0.0, box: Box
     return _first_order(step_size, noise, clip, box)
 
 
+def normalized(step_size: float, *, noise: float = 0.0, box: Box | None = (-1.0, 1.0)) -> Sampler:
+    """Step of fixed length: x' = clamp(x - step_size grad E(x) / ||grad E(x)||_2 + noise xi, box).
+
+    Before noise and clamp every chain moves by `step_size` in L2, in model units (twice as long as among [0, 1]
+    pixels), however steep or flat the energy; a chain without a gradient stays, and one whose gradient is not finite
+    becomes NaN. So DAT makes the negatives that it contrasts with real images (Yin, Li & Rohde, ECCV 2022, and Yin et
+    al. 2025 on dual adversarial training). The length says nothing of the slope, so no temperature belongs to it.
+    """
+    _require_positive("step_size", step_size)
+    _require_not_negative("noise", noise)
+    return _first_order(step_size, noise, math.inf, box, unit=True)
+
+
 def mala(step_size: float, *, temperature: float = 1.0, box: Box | None = None) -> Sampler:
     """Metropolis-adjusted Langevin: exact for exp(-E / temperature) on the box, whatever the step size.
 
@@ -135,14 +148,27 @@ def run_chains(
     return state.x, ChainInfo(*(torch.stack(values) for values in zip(*infos, strict=True)))
 
 
-def _first_order(step_size: float, noise: float, clip: float, box: Box | None) -> Sampler:
+def unit_vectors(v: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    """v / ||v||_2 row by row. A row of zeros stays one; a row with a value that is not finite becomes NaN throughout.
+
+    Exact over the whole range of floats: 1e-30 has a direction too, although its square is 0.
+    """
+    flat = v.flatten(1)
+    largest = flat.abs().amax(dim=1, keepdim=True)
+    flat = flat / largest.masked_fill(largest == 0, 1)
+    # The largest entry is 1 now, so that only rows of zeros have a norm below 1. Both clamp and masked_fill keep NaN.
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return (flat / norm.clamp(min=1)).view_as(v)
+
+
+def _first_order(step_size: float, noise: float, clip: float, box: Box | None, *, unit: bool = False) -> Sampler:
     def init(x: Tensor, energy_grad: EnergyGrad) -> ChainState:
         return ChainState(x)
 
     def step(state: ChainState, energy_grad: EnergyGrad, rng: torch.Generator) -> tuple[ChainState, ChainInfo]:
         energy, grad = energy_grad(state.x)
         beyond = (grad.abs() > clip).flatten(1).float().mean(dim=1)
-        x = state.x - step_size * grad.clamp(-clip, clip)
+        x = state.x - step_size * (unit_vectors(grad) if unit else grad.clamp(-clip, clip))
         if noise > 0:
             x = x + noise * _randn_like(x, rng)
         if box is not None:

@@ -90,6 +90,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name))
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint file."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint file in `folder`."""
     found = list_checkpoints(folder)

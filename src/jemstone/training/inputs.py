@@ -87,6 +87,8 @@ def make_model(
                 norm=settings.norm,
                 dropout=settings.dropout,
                 activation=settings.activation,
+                spectral_norm=settings.spectral_norm,
+                statistics=settings.statistics,
             )
     model = network if isinstance(network, EnergyClassifier) else EnergyClassifier(network)
     parameter = next(model.parameters(), None)

@@ -1,4 +1,4 @@
-"""The training loop: TrainState, train_step, train.
+"""The training loop: train_step, train.
 
 One step is: move chains, compare real images with their end points, differentiate, judge; only then do weights, buffer
 and step counter move. A step that the guard rejects leaves the state bitwise as it was.
@@ -6,11 +6,8 @@ and step counter move. A step that the guard rejects leaves the state bitwise as
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -18,47 +15,36 @@ from torch import Tensor, nn
 
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, energy_gradient
-from jemstone.networks.modes import buffers_restored_on_error, in_mode, running_statistics_held
+from jemstone.errors import Diverged
+from jemstone.networks.modes import (
+    buffers_restored_on_error,
+    in_mode,
+    running_statistics_held,
+    statistics_of_negatives,
+    train_mode,
+)
 from jemstone.objective import Loss, Negatives, jem_loss
 from jemstone.rng import generator, seeded
-from jemstone.sampling import ChainInfo, Draw, ReplayBuffer, run_chains
-from jemstone.training.config import TrainConfig
+from jemstone.sampling import run_chains
+from jemstone.training.adversarial import adversarial_examples
+from jemstone.training.diagnostics import Metrics, Move, measure
 from jemstone.training.guard import check
-from jemstone.training.setup import Trainer, learning_rate, make_optimizer
+from jemstone.training.locate import first_non_finite
+from jemstone.training.setup import Trainer, learning_rate
 from jemstone.training.sharpness import ascended
+from jemstone.training.state import TrainState
 
-Metrics = dict[str, float]
+__all__ = ["Metrics", "TrainState", "train", "train_step"]
 
-
-@dataclass
-class TrainState:
-    """Everything that training moves, and nothing else: all of it is saved in a checkpoint."""
-
-    model: EnergyClassifier
-    ema: EnergyClassifier | None
-    optimizer: torch.optim.Optimizer
-    buffer: ReplayBuffer | None
-    step: int
-
-    @property
-    def best(self) -> EnergyClassifier:
-        """The model to evaluate: the averaged one where the recipe keeps one."""
-        return self.ema or self.model
-
-    @classmethod
-    def create(
-        cls, model: EnergyClassifier, config: TrainConfig, buffer: ReplayBuffer | None, device: torch.device
-    ) -> TrainState:
-        """The state before the first step; `buffer` is None where no generative term is on."""
-        model = model.to(device)
-        ema = copy.deepcopy(model).eval().requires_grad_(False) if config.ema > 0 else None
-        return cls(model, ema, make_optimizer(model, config.optimizer), buffer, step=0)
+TOO_EASY, TOO_HARD = 0.8, 0.5
+"""Values of energy_auc at which an adaptive K grows and shrinks; DAT's rule has the first."""
 
 
 def train(state: TrainState, trainer: Trainer) -> Iterator[Metrics]:
     """Train from where `state` is to the end, yielding the metrics of each step. The caller decides what to keep.
 
     Raises Diverged where a step fails its health check; the state is then what it was after the last healthy step.
+    `jemstone.training.recovery` is what goes on from there.
     """
     while state.step < trainer.total_steps:
         yield train_step(state, trainer)
@@ -66,21 +52,27 @@ def train(state: TrainState, trainer: Trainer) -> Iterator[Metrics]:
 
 def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     """Compute, check, commit: one optimiser step, moving `state` in place if and only if the guard passes."""
-    config, step = trainer.config, state.step
+    trainer = trainer.at(state.step, state.treatment.remedy, state.chain_steps)
+    config, step, position = trainer.config, state.step, state.position
     model, optimizer = state.model, state.optimizer
     rate = learning_rate(config.optimizer, step, trainer.total_steps)
-    labelled_batch = trainer.streams.labelled(step) if config.weights.class_nll > 0 else None
-    real = trainer.streams.real(step) if config.weights.generative else None
+    batch = trainer.streams.labelled(position) if config.weights.class_nll > 0 else None
+    real = trainer.streams.real(position) if config.weights.generative else None
 
-    # Dropout draws from the global stream, so that too is set by position.
-    with buffers_restored_on_error(model), seeded(config.seed, "dropout", step, device=trainer.fabric.device):
-        negatives, moves = draw_negatives(state, trainer, real)
-        loss = _gradients(model, optimizer, labelled_batch, real, negatives, trainer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = config.optimizer.clip_norm or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
-        metrics = _to_numbers(loss, grad_norm, moves, trainer)
-        check(step + 1, metrics, config.limits)
+    metrics: Metrics = {}
+    try:
+        # Dropout draws from the global stream, so that too is set by position.
+        with buffers_restored_on_error(model), seeded(config.seed, "dropout", position, device=trainer.fabric.device):
+            negatives, moves = draw_negatives(state, trainer, real)
+            attacked = _attacked(state, trainer, batch) if batch is not None and config.attack.radius > 0 else batch
+            loss, norms = _gradients(model, optimizer, attacked, real, negatives, trainer)
+            metrics = measure(loss, norms, moves, real, config, trainer.box)
+            history = check(step + 1, metrics, state.history, config.limits)
+    except Diverged as problem:
+        if problem.verdict != "non_finite":
+            raise
+        # Not before running averages are back at what they were: what the step did to them is an effect and no cause.
+        raise first_non_finite(step + 1, metrics, model, batch, real, moves) from None
 
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -90,27 +82,23 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
         state.buffer.store(move.draw, move.x, config.chains.steps)
     if state.ema is not None:
         _average(state.ema, model, min(config.ema, (1 + step) / (10 + step)))
+    if config.chains.max_steps and "energy_auc" in metrics:
+        state.chain_steps = _adapted(state.chain_steps, metrics["energy_auc"], trainer)
+    state.history = history
     state.step += 1
     epoch = state.step / trainer.streams.labelled.steps_per_epoch
     return {"step": state.step, "epoch": round(epoch, 4), "learning_rate": rate, **metrics}
 
 
-class Move(NamedTuple):
-    """Chains of one step: where they came from, where they got to, and what happened on the way."""
-
-    draw: Draw
-    x: Tensor
-    info: ChainInfo
-
-
 def draw_negatives(state: TrainState, trainer: Trainer, real: Batch | None) -> tuple[Negatives, list[Move]]:
     """Run the chains that the objective needs. The buffer does not move until the moves are stored."""
-    weights = trainer.config.weights
+    weights, settings = trainer.config.weights, trainer.config.network
     if real is None:
         return Negatives(), []
     marginal, conditional, moves = None, None, []
-    training = trainer.config.chains.mode == "train"
-    with in_mode(state.model, training=training), running_statistics_held(state.model), trainer.fabric.autocast():
+    training = trainer.config.chains.mode == "train" and settings.statistics != "frozen"
+    mode, held, own = in_mode(state.model, training=training), running_statistics_held, statistics_of_negatives
+    with mode, held(state.model), own(state.model), trainer.fabric.autocast():
         if weights.marginal_chains:
             moves.append(_move_chains(state, trainer, "marginal", len(real.y)))
             marginal = moves[-1].x
@@ -130,67 +118,100 @@ def _move_chains(
     assert state.buffer is not None, "a generative recipe has a buffer"
     assert trainer.initial is not None, "a generative recipe has somewhere to start its chains"
     config, fabric = trainer.config, trainer.fabric
-    rng = generator(config.seed, name, state.step, fabric.global_rank, device=fabric.device)
+    rng = generator(config.seed, name, state.position, fabric.global_rank, device=fabric.device)
     rate = config.chains.restart_rate
     draw = state.buffer.draw(count, rng, initial=trainer.initial, restart_rate=rate, labels=labels)
     x, info = run_chains(trainer.sampler, draw.x, energy_gradient(state.model, labels), config.chains.steps, rng)
     return Move(draw, x, info)
 
 
+def _attacked(state: TrainState, trainer: Trainer, batch: Batch) -> Batch:
+    """The labelled batch as adversarial examples of itself, found in evaluation mode."""
+    attack, fabric = trainer.config.attack, trainer.fabric
+    rng = generator(trainer.config.seed, "attack", state.position, fabric.global_rank, device=fabric.device)
+    with in_mode(state.model, training=False), fabric.autocast():
+        x = adversarial_examples(
+            state.model, batch.x, batch.y, radius=attack.radius, steps=attack.steps, rng=rng, box=trainer.box
+        )
+    return Batch(x, batch.y)
+
+
 def _gradients(
     model: EnergyClassifier,
     optimizer: torch.optim.Optimizer,
-    labelled_batch: Batch | None,
+    batch: Batch | None,
     real: Batch | None,
     negatives: Negatives,
     trainer: Trainer,
-) -> Loss:
-    """Leave the gradient of the objective in the parameters; with SAM, that at the worst point near them."""
+) -> tuple[Loss, dict[str, Tensor]]:
+    """Leave the gradient of the objective in the parameters; with SAM, that at the worst point near them.
 
-    def backward() -> Loss:
+    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, and of each part.
+    """
+    config, settings = trainer.config, trainer.config.optimizer
+    statistics = config.network.statistics
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def evaluate() -> Loss:
         optimizer.zero_grad()
         with trainer.fabric.autocast():
-            loss = jem_loss(model, labelled_batch, real, negatives, trainer.config.weights)
-        trainer.fabric.backward(loss.total)
-        return loss
+            return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics)
 
-    model.train()
-    loss = backward()
-    settings = trainer.config.optimizer
+    train_mode(model, frozen_norms=statistics == "frozen" and config.weights.generative)
+    loss = evaluate()
+    norms, scale = _backward_in_parts(loss, parameters, trainer)
     if settings.sam_rho > 0:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # The second pass looks at weights that are not kept, so the running averages must not see it.
         with running_statistics_held(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
-            backward()
-    return loss
+            parts = evaluate().parts
+            trainer.fabric.backward(sum(part if name == "class" else scale * part for name, part in parts.items()))
+    moved = [p for p in parameters if p.grad is not None]
+    norms["grad_norm"] = nn.utils.clip_grad_norm_(moved, settings.clip_norm or math.inf)
+    return loss, norms
 
 
-def _to_numbers(loss: Loss, grad_norm: Tensor, moves: list[Move], trainer: Trainer) -> Metrics:
-    """The metrics of a step as floats, with one device synchronisation; only those of terms that are on."""
-    weights = trainer.config.weights
-    values = {"loss": loss.total.detach(), "grad_norm": grad_norm}
-    if weights.class_nll > 0:
-        values |= {"class_nll": loss.class_nll, "train_accuracy": loss.accuracy}
-    if weights.generative:
-        values["energy_real"] = loss.energy_real
-    if weights.marginal_chains:
-        values |= {"energy_negatives": loss.energy_negatives, "energy_gap": loss.energy_gap}
-    if weights.conditional > 0:
-        values["conditional_gap"] = loss.conditional_gap
-    if weights.energy_l2 > 0:
-        values["energy_l2"] = loss.energy_l2
-    if moves:
-        info = ChainInfo(*(torch.cat(parts, dim=1) for parts in zip(*(move.info for move in moves), strict=True)))
-        x = torch.cat([move.x for move in moves])
-        values |= {"chain_grad_norm": info.grad_norm.mean(), "chain_max": x.abs().max()}
-        if trainer.config.chains.kernel == "clipped":
-            values["clipped"] = info.clipped.mean()
-        if trainer.config.chains.kernel == "mala":
-            values["accepted"] = info.accepted.mean()
-        if trainer.box is not None:
-            values["saturated"] = ((x <= trainer.box[0]) | (x >= trainer.box[1])).float().mean()
-    numbers: list[float] = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))
+def _backward_in_parts(
+    loss: Loss, parameters: list[nn.Parameter], trainer: Trainer
+) -> tuple[dict[str, Tensor], Tensor | float]:
+    """Backward part by part: it costs what the whole costs, as the parts share no graph, and each one's norm is known.
+
+    Returns those norms, and the factor by which `optimizer.balance` scaled the generative gradient.
+    """
+    norms: dict[str, Tensor] = {}
+    sums: list[list[Tensor]] = []
+    for name, part in loss.parts.items():
+        trainer.fabric.backward(part)
+        sums.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
+        norms[f"grad_{name}"] = _norm(_difference(sums[-1], sums[-2]) if len(sums) > 1 else sums[-1])
+    if "class" not in loss.parts or len(sums) == 1:
+        return norms, 1.0
+    of_class, generative = sums[0], _difference(sums[-1], sums[0])
+    norm = _norm(generative)
+    norms["grad_ratio"] = norm / norms["grad_class"].clamp(min=1e-12)
+    balance = trainer.config.optimizer.balance
+    if not balance:
+        return norms, 1.0
+    scale = (balance * norms["grad_class"] / norm.clamp(min=1e-12)).clamp(max=1.0)
+    for p, c, g in zip(parameters, of_class, generative, strict=True):
+        if p.grad is not None:
+            p.grad = c + scale * g
+    return norms, scale
+
+
+def _difference(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_sub(a, b))
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return norm
+
+
+def _adapted(steps: int, auc: float, trainer: Trainer) -> int:
+    chains = trainer.recipe.chains
+    if auc >= TOO_EASY:
+        return min(steps + 1, chains.max_steps)
+    return max(steps - 1, chains.steps) if auc <= TOO_HARD else steps
 
 
 @torch.no_grad()

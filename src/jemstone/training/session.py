@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
 
-from jemstone.data import Dataset, Split, to_box
+from jemstone.data import Dataset
 from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import Diverged, RunError
-from jemstone.networks.modes import in_mode
-from jemstone.runs import Run, require_free, write_atomically
-from jemstone.sampling import ClassGaussian, Initial, ReplayBuffer, Sampler
-from jemstone.training.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    load_into,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-)
+from jemstone.errors import CheckpointError, Diverged
+from jemstone.runs import Run, require_free
+from jemstone.sampling import Initial, Sampler
+from jemstone.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from jemstone.training.config import TrainConfig
+from jemstone.training.diagnostics import Metrics
+from jemstone.training.environment import facts, warn_of_other_threads
+from jemstone.training.guard import check_validation
+from jemstone.training.initial_file import load_initial, save_initial
 from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
-from jemstone.training.loop import Metrics, TrainState, train
+from jemstone.training.locate import require_finite
+from jemstone.training.loop import train_step
+from jemstone.training.recovery import Recovery
 from jemstone.training.setup import Trainer, make_buffer, make_fabric
-from jemstone.version import __version__
-
-INITIAL = "initial.safetensors"
-INITIAL_TENSORS = ("mean", "factor", "residual")
+from jemstone.training.state import TrainState
+from jemstone.training.validation import validate
 
 
 class Session:
@@ -61,6 +49,8 @@ class Session:
         self.state = state
         self.trainer = trainer
         self.run = run
+        self.recovery = Recovery(trainer, self._older)
+        self._saved: list[Checkpoint] = []  # in the place of files, where there is no run directory
 
     @classmethod
     def start(
@@ -93,7 +83,7 @@ class Session:
         state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
-            directory = Run.create(run, _facts(config, data, fabric))
+            directory = Run.create(run, facts(config, data, fabric))
             directory.event("started", 0)
         session = cls(config, data, state, trainer, directory)
         session._save()
@@ -112,15 +102,15 @@ class Session:
         fabric = make_fabric(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
         trainer = Trainer.create(data, config, fabric, load_initial(directory, config, data.box, fabric.device))
-        found = list_checkpoints(directory.path / "checkpoints")
-        if found:
-            state = _restored_state(model, config, load_checkpoint(found[-1]), data.num_classes, fabric.device)
-        else:  # killed before the first checkpoint: the beginning is derived from the configuration too
-            state = _first_state(model, trainer, data.num_classes)
-        directory.rewind(state.step)
-        _warn_of_other_threads(directory)
+        # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
+        state = _first_state(model, trainer, data.num_classes)
+        _restore_newest(state, directory)
+        directory.rewind(state.step, len(state.treatment.failures))
+        warn_of_other_threads(directory)
         directory.event("resumed", state.step)
-        return cls(config, data, state, trainer, directory)
+        session = cls(config, data, state, trainer, directory)
+        session.recovery.begin_from(state)
+        return session
 
     @property
     def model(self) -> EnergyClassifier:
@@ -143,33 +133,71 @@ class Session:
         return self.trainer.total_steps
 
     def train(self) -> Iterator[Metrics]:
-        """Train to the end, yielding the metrics of every step; logs, validates and saves on the way.
+        """Train to the end, yielding the metrics of every step; logs, validates, saves and recovers on the way.
 
-        Raises Diverged, after noting it in events.jsonl, where a step fails its health check.
+        A step that fails its health check is rolled back and treated (`jemstone.training.recovery`): the `step` of what
+        is yielded then falls back. Raises Diverged, after noting it in events.jsonl, where recovery gives up or is off.
         """
         if self.state.step >= self.total_steps:
             self._note_finish()
             return
         began = time.monotonic()
-        try:
-            for metrics in train(self.state, self.trainer):
-                step, config = self.state.step, self.config
-                last = step == self.total_steps
-                if self._validates and (step % config.validate_every == 0 or last):
-                    scores = validate(self.model, self.data.validation, self.trainer.fabric)
-                    metrics |= {f"validation_{name}": value for name, value in scores.items()}
-                    self._event("validation", step, **scores)
-                metrics["seconds"] = round(time.monotonic() - began, 3)
-                if self.run is not None and (step % config.log_every == 0 or last or "validation_nll" in metrics):
-                    self.run.log(metrics)
-                if step % config.checkpoint_every == 0 or last:
-                    self._save()
-                yield metrics
-        except Diverged as problem:  # recovery, when it comes, takes over here
-            details = {"failed_step": problem.step, "reason": problem.reason, "metrics": problem.metrics}
-            self._event("diverged", self.state.step, **details)
-            raise
+        while self.state.step < self.total_steps:
+            try:
+                metrics = self._step()
+            except Diverged as problem:
+                self._recover(problem)
+                continue
+            metrics["seconds"] = round(time.monotonic() - began, 3)
+            self._keep(metrics)
+            yield metrics
         self._note_finish()
+
+    def _step(self) -> Metrics:
+        """One step; at the steps that the configuration names, its effect on the validation split is judged too."""
+        metrics = train_step(self.state, self.trainer)
+        step, every = self.state.step, self.config.validate_every
+        if self._validates and (step % every == 0 or step == self.total_steps):
+            scores = validate(self.model, self.data.validation, self.trainer.fabric)
+            metrics |= {f"validation_{name}": value for name, value in scores.items()}
+            self.state.history = check_validation(step, metrics, self.state.history, self.config.limits)
+        if self._saves or self.recovery.keeps(step):
+            require_finite(step, self.state.model, metrics)
+        return metrics
+
+    def _keep(self, metrics: Metrics) -> None:
+        """Log and save what a healthy step left."""
+        step, config = self.state.step, self.config
+        if "validation_nll" in metrics:
+            self._event("validation", step, accuracy=metrics["validation_accuracy"], nll=metrics["validation_nll"])
+        if self.recovery.after(self.state):
+            rung, remedy = self.state.treatment.rung, self.state.treatment.remedy
+            self._event("eased", step, rung=rung, remedy=remedy.in_words())
+        logged = step % config.log_every == 0 or step == self.total_steps or "validation_nll" in metrics
+        if self.run is not None and logged:
+            self.run.log(metrics)
+        if self._saves:
+            self._save()
+
+    def _recover(self, problem: Diverged) -> None:
+        """Roll back, and make it durable: what is on disk afterwards is the treated state and its history."""
+        try:
+            recovered = self.recovery.recover(self.state, problem)
+        except Diverged as final:
+            self._event("diverged", self.state.step, **final.details())
+            raise
+        if self.run is not None:
+            # Newest first, and rows last: killed in between, the rows that are left reach as far as the checkpoints.
+            for path in reversed(list_checkpoints(self.run.path / "checkpoints")):
+                if step_of(path) > recovered.step:
+                    path.unlink()
+            self.run.rewind(recovered.step, len(self.state.treatment.failures) - 1)
+        self._event("recovered", recovered.step, **recovered.details)
+        self._save()
+
+    @property
+    def _saves(self) -> bool:
+        return self.state.step % self.config.checkpoint_every == 0 or self.state.step == self.total_steps
 
     @property
     def _validates(self) -> bool:
@@ -184,50 +212,28 @@ class Session:
             self.run.event(event, step, **details)
 
     def _save(self) -> None:
+        """Make the state durable, and the one that recovery goes back to at most, short of older checkpoints."""
+        self.recovery.begin_from(self.state)
         if self.run is None:
+            before = [saved for saved in self._saved if saved.step < self.state.step]
+            self._saved = [*before, *self.recovery.snapshots][-self.config.keep_checkpoints :]
             return
-        state, initial = self.state, self.trainer.initial
-        if isinstance(initial, ClassGaussian) and not (self.run.path / INITIAL).exists():
-            write_atomically(self.run.path / INITIAL, save({n: getattr(initial, n).cpu() for n in INITIAL_TENSORS}))
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": state.model.network.state_dict()}
-        if state.ema is not None:
-            parts["ema"] = state.ema.network.state_dict()
-        if state.buffer is not None:
-            parts["buffer"] = {"x": state.buffer.x, "age": state.buffer.age}
-        parts["optimizer"], rest = pack_optimizer(state.optimizer)
-        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        checkpoint = Checkpoint(tensors, {"step": state.step, "optimizer": rest})
-        save_checkpoint(self.run.path / "checkpoints", checkpoint, keep=self.config.keep_checkpoints)
+        save_initial(self.run, self.trainer.initial)
+        folder = self.run.path / "checkpoints"
+        save_checkpoint(folder, self.state.checkpoint(), keep=self.config.keep_checkpoints)
 
-
-@torch.no_grad()
-def validate(model: EnergyClassifier, split: Split, fabric: Fabric, batch_size: int = 512) -> dict[str, float]:
-    """Accuracy and NLL (nats) on a split, in eval mode."""
-    right, nll = 0.0, 0.0
-    with in_mode(model, training=False):
-        for x, y in zip(torch.split(split.inputs, batch_size), torch.split(split.labels, batch_size), strict=True):
-            logits = model(fabric.to_device(to_box(x)))
-            y = fabric.to_device(y)
-            nll += nn.functional.cross_entropy(logits, y, reduction="sum").item()
-            right += (logits.argmax(dim=1) == y).sum().item()
-    return {"accuracy": right / len(split), "nll": nll / len(split)}
-
-
-def load_initial(
-    run: Run, config: TrainConfig, box: tuple[float, float] | None, device: torch.device
-) -> ClassGaussian | None:
-    """The class Gaussian that a run's chains start from, if it has one on disk."""
-    path = run.path / INITIAL
-    if config.chains.start != "gaussian" or not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            mean, factor, residual = (file.get_tensor(name) for name in INITIAL_TENSORS)
-    except Exception as error:
-        raise RunError(
-            f"{path}, where the run's chains start, cannot be read: {error}. Delete it and resume."
-        ) from error
-    return ClassGaussian(mean, factor, residual, tuple(run.info["data"]["input_shape"]), box).to(device)
+    def _older(self) -> Iterator[Checkpoint]:
+        """The states before the last one saved, newest first."""
+        newest = self.recovery.snapshots[0].step
+        if self.run is None:
+            yield from (saved for saved in reversed(self._saved) if saved.step < newest)
+            return
+        for path in reversed(list_checkpoints(self.run.path / "checkpoints")):
+            if step_of(path) < newest:
+                try:
+                    yield load_checkpoint(path)
+                except CheckpointError as error:
+                    self._event("damaged", self.state.step, checkpoint=path.name, error=str(error))
 
 
 def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
@@ -236,51 +242,19 @@ def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) ->
     return TrainState.create(model, config, buffer, fabric.device)
 
 
-def _restored_state(
-    model: EnergyClassifier, config: TrainConfig, checkpoint: Checkpoint, num_classes: int, device: torch.device
-) -> TrainState:
-    buffer = None
-    if config.weights.generative:
-        chains = checkpoint.part("buffer")
-        buffer = ReplayBuffer(chains["x"].to(device), chains["age"].to(device), num_classes)
-    state = TrainState.create(model, config, buffer, device)
-    load_into(state.model.network, checkpoint.part("model"), "The checkpoint")
-    if state.ema is not None:
-        load_into(state.ema.network, checkpoint.part("ema"), "The checkpoint's averaged model")
-    unpack_optimizer(state.optimizer, checkpoint.part("optimizer"), checkpoint.header["optimizer"])
-    state.step = checkpoint.step
-    return state
-
-
-def _warn_of_other_threads(run: Run) -> None:
-    before, now = run.info["environment"].get("threads"), torch.get_num_threads()
-    if before != now:
-        warnings.warn(
-            f"{run.path} ran with {before} threads and goes on with {now}: sums may round differently, so the result "
-            f"need not be bitwise that of a run never stopped. Set OMP_NUM_THREADS={before} to have it so.",
-            stacklevel=3,
-        )
-
-
-def _facts(config: TrainConfig, data: Dataset, fabric: Fabric) -> dict[str, Any]:
-    return {
-        "config": config.to_dict(),
-        "data": {
-            "name": data.name,
-            "source": config.data.source,
-            "input_shape": list(data.input_shape),
-            "num_classes": data.num_classes,
-            "class_names": list(data.class_names),
-            "sizes": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
-            "digest": data.digest(),
-        },
-        "environment": {
-            "jemstone": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": str(fabric.device),
-            "threads": torch.get_num_threads(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "jemstone"), *sys.argv[1:]]),
-        },
-    }
+def _restore_newest(state: TrainState, run: Run) -> None:
+    """Restore the newest checkpoint that is whole, saying so where it is not the newest; without any, do nothing."""
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(run.path / "checkpoints")):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        state.restore(checkpoint)
+        for problem in damaged:
+            warnings.warn(f"{problem} Going on from {path.name}, the one before.", stacklevel=3)
+            run.event("damaged", checkpoint.step, error=problem)
+        return
+    if damaged:
+        raise CheckpointError(damaged[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,10 +24,12 @@ from jemstone.sampling import (
     langevin,
     langevin_temperature,
     mala,
+    normalized,
     uniform,
 )
 from jemstone.sampling.kernels import Box
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
+from jemstone.training.treatment import Remedy, settings_at
 
 
 class Streams(NamedTuple):
@@ -89,6 +91,8 @@ def make_sampler(chains: ChainConfig, box: Box | None) -> Sampler:
         return langevin(chains.step_size, chains.noise, box=box)
     if chains.kernel == "clipped":
         return clipped(chains.step_size, clip=chains.clip, noise=chains.noise, box=box)
+    if chains.kernel == "normalized":
+        return normalized(chains.step_size, noise=chains.noise, box=box)
     return mala(chains.step_size, temperature=langevin_temperature(chains.step_size, chains.noise), box=box)
 
 
@@ -119,8 +123,12 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a step needs besides the state: all of it is derived from the configuration and the data."""
+    """What a step needs besides the state: all of it is derived from the configuration and the data.
 
+    `recipe` is the configuration of the run; `config` and `sampler` are as the step at hand sees them (`at`).
+    """
+
+    recipe: TrainConfig
     config: TrainConfig
     streams: Streams
     sampler: Sampler
@@ -134,7 +142,13 @@ class Trainer:
         if config.weights.generative:
             initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
-        return cls(config, Streams.create(data, config, fabric), sampler, initial, fabric, data.box)
+        return cls(config, config, Streams.create(data, config, fabric), sampler, initial, fabric, data.box)
+
+    def at(self, step: int, remedy: Remedy, chain_steps: int) -> Trainer:
+        """This trainer as `step` sees it: in its phase, under `remedy`, with K = `chain_steps` before that."""
+        alone = step < self.recipe.classifier_steps
+        config = settings_at(self.recipe, remedy, chain_steps, classifier_only=alone)
+        return replace(self, config=config, sampler=make_sampler(config.chains, self.box))
 
     @property
     def total_steps(self) -> int:

@@ -15,14 +15,15 @@ from jemstone.data import Dataset, to_box
 from jemstone.data.dataset import box_of
 from jemstone.energy import EnergyClassifier, marginal_energy
 from jemstone.errors import CheckpointError, ConfigError
+from jemstone.networks.modes import statistics_of_negatives
 from jemstone.rng import generator
 from jemstone.runs import Run
 from jemstone.sampling import Initial, Sampler, generate, uniform
 from jemstone.sampling.kernels import Box
 from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, load_into
 from jemstone.training.config import TrainConfig
+from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import data_of_run, make_model, read_config
-from jemstone.training.session import load_initial
 from jemstone.training.setup import make_fabric, make_initial, make_sampler
 
 
@@ -104,7 +105,8 @@ class Trained:
             raise ConfigError(f"Labels to sample must lie in [0, {len(self.class_names)}).")
         labels = labels.to(self.device)
         steps = self.chain_life if steps is None else steps
-        return generate(self.model, self.initial(), self.sampler, labels, steps, rng, by_class=by_class).cpu()
+        with statistics_of_negatives(self.model):
+            return generate(self.model, self.initial(), self.sampler, labels, steps, rng, by_class=by_class).cpu()
 
 
 def load_trained(

@@ -1,0 +1,123 @@
+"""What the commands take: a parser for each, and the shorthands that are spelt out before parsing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from jemstone.training.config import TrainConfig
+from jemstone.training.recipes import RECIPES, recipe
+from jemstone.version import __version__
+
+# `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
+SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
+
+
+def make_parser(arguments: Sequence[str]) -> ArgumentParser:
+    """The parser of every command. `arguments` name the recipe whose settings are the defaults of `train`."""
+    parser = ArgumentParser(prog="jemstone", version=__version__, description="Classifiers as energy-based models.")
+    commands = parser.add_subcommands(required=False)
+
+    train = ArgumentParser(
+        usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
+        "       jemstone train --resume DIR",
+        description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
+        "`--network NAME` are short for --data.source and --network.name.",
+    )
+    train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
+    train.add_argument("--run", type=Path | None, help="run directory to make (default: runs/RECIPE-DATA-SEED)")
+    train.add_argument("--resume", type=Path | None, help="run directory to go on with")
+    train.add_argument("--config", action="config", help="YAML file of settings")
+    train.add_class_arguments(TrainConfig, skip={"recipe"})
+    named = _named_recipe(arguments)
+    if named is not None:
+        train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
+    commands.add_subcommand("train", train, help="train a recipe, or resume a run")
+
+    evaluate = ArgumentParser(
+        usage="jemstone evaluate RUN [--ood NAME=SOURCE ...] [--against RUN] [--full]",
+        description="Measure a run on its test data; writes results.json into it.",
+    )
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument(
+        "--ood", nargs="*", default=[], metavar="NAME=SOURCE", help="further out-of-distribution sets"
+    )
+    evaluate.add_argument("--against", type=Path | None, help="another run to show beside it")
+    evaluate.add_argument("--full", action="store_true", help="print AUPR and FPR95 too")
+    commands.add_subcommand("evaluate", evaluate, help="accuracy, calibration, out-of-distribution, robustness")
+
+    sample = ArgumentParser(
+        usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--buffer] [--seed N] [--out FILE.png]",
+        description="Draw samples from a run's density as a picture.",
+    )
+    sample.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    sample.add_argument("--label", type=int | None, help="samples of this class, from p(x|y); default: from p(x)")
+    sample.add_argument("--count", type=int, default=50, help="how many")
+    sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
+    sample.add_argument("--buffer", action="store_true", help="take them from the replay buffer, not fresh")
+    sample.add_argument("--seed", type=int, default=0, help="of the chains")
+    sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")
+    commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
+
+    report = ArgumentParser(
+        usage="jemstone report RUN [RUN ...] [--out FILE.html]",
+        description="One self-contained HTML file about one or several runs.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    report.add_argument("--out", type=Path | None, help="file to write (default: RUN/report.html of the first run)")
+    commands.add_subcommand("report", report, help="compare runs in one HTML file")
+
+    doctor = ArgumentParser(
+        usage="jemstone doctor RUN [--figure FILE.png]\n"
+        "       jemstone doctor LOSSES.csv [--columns energy_real=NAME,energy_negatives=NAME] [--figure FILE.png]",
+        description="Say what happened to a run, why, and what to change, with the figure that shows it. The first "
+        "line is the verdict. The status is 0 whatever the verdict, and 1 where the input cannot be read.",
+    )
+    doctor.add_argument("run", metavar="RUN", type=Path, help="run directory, or a CSV of another project's losses")
+    doctor.add_argument("--columns", default="", help="columns of a CSV: OURS=THEIRS, divided by commas")
+    doctor.add_argument(
+        "--figure", type=Path | None, help="PNG to write (default: RUN/doctor.png, or LOSSES-doctor.png)"
+    )
+    commands.add_subcommand("doctor", doctor, help="what went wrong in a run, why, and what to change")
+
+    recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
+    commands.add_subcommand("recipes", recipes, help="list the presets")
+
+    show = ArgumentParser(
+        usage="jemstone demo [--out DIR] [--seed N]",
+        description="A plain classifier and a JEM on digits, both evaluated, one report.",
+    )
+    show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
+    show.add_argument("--seed", type=int, default=0, help="of both runs")
+    commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+    return parser
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Spell out `--data X` and `--network X`, and gather every NAME=SOURCE of `--ood` at the end, wherever it stood."""
+    expanded: list[str] = []
+    sets: list[str] = []
+    within_ood = False
+    for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
+        name, equals, value = argument.partition("=")
+        if name == "--ood":
+            within_ood = True
+            alone = "=" not in following or following.startswith("-")
+            sets += [value] if equals or alone else []  # an --ood without a set must not pass for none
+        elif within_ood and equals and not name.startswith("-"):
+            sets.append(argument)
+        else:
+            within_ood = False
+            expanded.append(SHORTHANDS.get(name, name) + equals + value)
+    return [*expanded, "--ood", *sets] if sets else expanded
+
+
+def _named_recipe(arguments: Sequence[str]) -> str | None:
+    """The recipe among the arguments, whose settings are the defaults of the others; a value of an option is none."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        takes_value = before.startswith("--") and "=" not in before and before != "--print_config"
+        if argument in RECIPES and not takes_value:
+            return argument
+    return None

@@ -1,0 +1,58 @@
+"""Where the first non-finite number of a step appeared: looked up only after one was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jemstone.data.batches import Batch
+from jemstone.errors import Diverged
+from jemstone.training.diagnostics import Metrics, Move
+
+
+def first_non_finite(
+    step: int, metrics: Metrics, model: nn.Module, batch: Batch | None, real: Batch | None, moves: Sequence[Move]
+) -> Diverged:
+    """The failure of `step`, naming where in the order of causes the first non-finite number stands."""
+    where = next(_places(model, batch, real, moves), None)
+    names = ", ".join(name for name, value in metrics.items() if not -torch.inf < value < torch.inf)
+    reason = f"{names} not finite; " + (f"first in {where}" if where else "every input of the step was finite")
+    return Diverged(step, reason, metrics, verdict="non_finite", onset=step)
+
+
+def require_finite(step: int, model: nn.Module, metrics: Metrics) -> None:
+    """Raise `Diverged` where weights are not finite: such a state must never become one to go back to."""
+    if where := next(_places(model, None, None, ()), None):
+        raise Diverged(step, f"{where} are not finite after the step", metrics, verdict="non_finite", onset=step)
+
+
+def _places(model: nn.Module, batch: Batch | None, real: Batch | None, moves: Sequence[Move]) -> Iterator[str]:
+    """Places that hold a non-finite number, causes before their effects."""
+    for name, data in (("the labelled batch", batch), ("the real batch", real)):
+        if data is not None and (rows := _bad_rows(data.x)):
+            yield f"{name}, rows {rows}"
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if not _finite(weight):
+            yield f"the weights {name}"
+    for move in moves:
+        if rows := _bad_rows(move.draw.x):
+            yield f"the buffer, slots {[int(move.draw.slots[row]) for row in rows]}"
+        if not _finite(move.info.energy):
+            kernel_step = int((~move.info.energy.isfinite()).any(dim=1).nonzero()[0])
+            yield f"the energy of chains, at kernel step {kernel_step} of {len(move.info.energy)}"
+        if rows := _bad_rows(move.x):
+            yield f"the end points of chains {rows}"
+    for name, weight in model.named_parameters():
+        if weight.grad is not None and not _finite(weight.grad):
+            yield f"the gradient of {name}"
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all()) if x.is_floating_point() else True
+
+
+def _bad_rows(x: Tensor) -> list[int]:
+    rows: list[int] = (~x.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    return rows[:8]

@@ -1,0 +1,24 @@
+"""The validation split: what is watched during training."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from jemstone.data import Split, to_box
+from jemstone.energy import EnergyClassifier
+from jemstone.networks.modes import in_mode
+
+
+@torch.no_grad()
+def validate(model: EnergyClassifier, split: Split, fabric: Fabric, batch_size: int = 512) -> dict[str, float]:
+    """Accuracy and NLL (nats) on a split, in eval mode."""
+    right, nll = 0.0, 0.0
+    with in_mode(model, training=False):
+        for x, y in zip(torch.split(split.inputs, batch_size), torch.split(split.labels, batch_size), strict=True):
+            logits = model(fabric.to_device(to_box(x)))
+            y = fabric.to_device(y)
+            nll += nn.functional.cross_entropy(logits, y, reduction="sum").item()
+            right += (logits.argmax(dim=1) == y).sum().item()
+    return {"accuracy": right / len(split), "nll": nll / len(split)}
