@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import write
+from common import RESULTS, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jemstone.doctor import diagnose
 from jemstone.runs import Run
+from jemstone.training.inputs import read_config
 
 ROOT = Path(__file__).parents[1]
 COMMON = "--config docs/atlas.yaml --optimizer.warmup_steps 20 --chains.buffer_size 1000"
@@ -39,13 +40,14 @@ class Entry(NamedTuple):
 ENTRIES = {
     "non-finite": Entry(
         "jem++",
-        "--network.norm none --network.activation leaky_relu --chains.steps 5 --optimizer.learning_rate 0.9",
+        "--network.norm none --network.activation leaky_relu --chains.mode eval --chains.steps 5 "
+        "--optimizer.learning_rate 0.9",
         "--optimizer.learning_rate 0.1 --optimizer.clip_norm 1",
     ),
     "energy-runaway": Entry(
         "jem",
         "--chains.steps 1 --optimizer.learning_rate 0.02",
-        "--weights.energy_l2 0.3 --optimizer.clip_norm 1",
+        "--chains.steps 20",
     ),
     "told-apart": Entry(
         "jem",
@@ -54,13 +56,19 @@ ENTRIES = {
     ),
     "flat": Entry(
         "jem++",
-        "--network.norm none --chains.steps 20 --optimizer.learning_rate 0.9",
+        "--network.norm none --chains.mode eval --chains.steps 20 --optimizer.learning_rate 0.9",
         "--optimizer.clip_norm 1",
     ),
-    "saturated": Entry(
+    "batch-norm": Entry(
         "jem",
-        "--network.norm batch --network.activation relu --chains.steps 20 --optimizer.learning_rate 0.02",
-        "--chains.kernel clipped --chains.clamp true --chains.mode train",
+        "--network.norm batch --network.activation relu --chains.steps 5 --optimizer.learning_rate 0.02",
+        "--weights.energy_l2 0.3 --optimizer.clip_norm 1",
+    ),
+    "few-images": Entry(
+        "jem++",
+        "--network.name mlp-32 --network.norm none --chains.mode eval --chains.steps 60 --chains.step_size 20 "
+        "--optimizer.learning_rate 0.1",
+        "--chains.step_size 1",
     ),
     "accuracy": Entry(
         "jem++",
@@ -73,6 +81,7 @@ PANELS = (
     ("energies, nats", ("energy_real", "energy_negatives")),
     ("negatives above data", ("energy_auc",)),
     ("chains at the box, data at the box", ("saturated", "saturated_real")),
+    ("distinct images, classes covered", ("distinct", "class_coverage")),
     ("accuracy: training, held out", ("train_accuracy", "validation_accuracy")),
 )
 
@@ -88,7 +97,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/atlas"))
     parser.add_argument("--only", nargs="*", default=list(ENTRIES), choices=list(ENTRIES))
     options = parser.parse_args()
-    results = {}
+    kept = RESULTS / "atlas.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    results = {name: before[name] for name in ENTRIES if name in before}
     for name in options.only:
         entry = ENTRIES[name]
         rows, content = [], {}
@@ -100,7 +111,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "jemstone", *arguments], cwd=ROOT, check=False)
             rows.append(Run(run).rows("metrics.jsonl"))
             last = [row for row in rows[-1] if "validation_accuracy" in row][-1:]
-            found = diagnose(rows[-1], Run(run).rows("events.jsonl"), Run(run).info["config"])
+            found = diagnose(rows[-1], Run(run).rows("events.jsonl"), read_config(Run(run))[0])
             content["mended" if mended else "failing"] = {
                 "command": "jemstone " + " ".join(arguments),
                 "seconds": round(time.monotonic() - began, 1),
@@ -111,7 +122,7 @@ def main() -> None:
         draw(rows, ROOT / "docs" / "images" / f"stability-{name}.png")
         results[name] = content
         print(json.dumps({name: content}, indent=1), flush=True)
-    write("atlas", results)
+    write("atlas", {name: results[name] for name in ENTRIES if name in results})
 
 
 def draw(runs: list[list[dict[str, Any]]], out: Path) -> None:

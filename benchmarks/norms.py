@@ -30,7 +30,7 @@ KINDS = {
 }
 DROPOUT = (0.0, 0.3)
 SEEDS = (0, 1, 2)
-STEPS, CLASSIFIER_STEPS = 600, 150
+STEPS, CLASSIFIER_STEPS = 400, 100
 
 
 def config_of(cell: Cell) -> TrainConfig:

@@ -35,6 +35,10 @@ class MissingExtra(JemstoneError, ImportError):
         )
 
 
+TOLD = ("loss", "grad_norm", "energy_real", "energy_negatives", "train_accuracy")
+"""The metrics that the message of `Diverged` names; the others are in its `metrics`."""
+
+
 class Diverged(JemstoneError):
     """A training step failed its health check; nothing in the training state has moved.
 
@@ -52,7 +56,7 @@ class Diverged(JemstoneError):
         onset: int | None = None,
         evidence: Mapping[str, list[float | None]] | None = None,
     ) -> None:
-        numbers = ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        numbers = ", ".join(f"{name}={metrics[name]:.4g}" for name in TOLD if name in metrics)
         super().__init__(f"Training diverged at step {step}: {verdict}: {reason} ({numbers})")
         self.step = step
         self.reason = reason

@@ -97,8 +97,8 @@ class Loss(NamedTuple):
     discrimination: Float[Tensor, ""]
     """Cross-entropy, in nats, of telling real images from negatives by the sign of their energy."""
     energy_l2: Float[Tensor, ""]
-    norm_distance: Float[Tensor, ""]
-    """How far apart BatchNorm's inputs are for real images and negatives, in variances."""
+    norm_distance: Float[Tensor, ""] | None
+    """How far apart BatchNorm's inputs are for real images and negatives, in variances; None without BatchNorm."""
     parts: dict[str, Tensor]
     """`total` as a sum over the batches that cause it: "class", "real", "negatives", or, where BatchNorm sees real
     images and negatives as one batch, "class", "generative". Parts share no graph."""
@@ -129,7 +129,7 @@ def jem_loss(
     """
     zero = torch.zeros((), device=next(model.parameters()).device)
     terms: dict[str, Any] = dict.fromkeys(Loss._fields, zero)
-    terms |= {"parts": {}, "logits_real": None, "logits_negatives": None}
+    terms |= {"parts": {}, "logits_real": None, "logits_negatives": None, "norm_distance": None}
 
     if weights.class_nll > 0:
         if labelled is None:
@@ -155,9 +155,9 @@ def _generative_terms(
     weights: LossWeights,
     statistics: Statistics,
     parts: dict[str, Tensor],
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The detached numbers of the generative terms; their losses go into `parts`."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     if weights.marginal_chains and negatives.marginal is None:
         raise ConfigError("weights.marginal, joint or discrimination is on and no negatives from p(x) were given.")
     if weights.conditional > 0 and negatives.conditional is None:
@@ -208,20 +208,20 @@ def _generative_terms(
 
 def _both_logits(
     model: EnergyClassifier, real: Batch, negatives: Tensor | None, statistics: Statistics
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits of the real batch and of the negatives, and the distance between what BatchNorm saw of them."""
     if negatives is None:
-        logits = model(real.x)
-        return logits, None, logits.new_zeros(())
+        return model(real.x), None, None
     negatives = negatives.detach()
     if statistics == "shared":
         logits = model(torch.cat([real.x, negatives]))
-        return logits[: len(real.x)], logits[len(real.x) :], logits.new_zeros(())
+        return logits[: len(real.x)], logits[len(real.x) :], None
     with statistics_recorded(model) as of_real:
         logits = model(real.x)
     with statistics_recorded(model) as of_negatives, _passing_negatives(model, statistics):
         logits_negatives = model(negatives)
-    return logits, logits_negatives, statistics_distance(of_real, of_negatives).to(logits.device)
+    distance = statistics_distance(of_real, of_negatives) if of_real else None
+    return logits, logits_negatives, distance
 
 
 def _passing_negatives(model: EnergyClassifier, statistics: Statistics) -> AbstractContextManager[None]:

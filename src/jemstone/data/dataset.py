@@ -50,6 +50,11 @@ class Split:
         """The same split on `device`; nothing is copied where it is there already."""
         return Split(self.inputs.to(device), self.labels.to(device))
 
+    def spread(self, count: int) -> Split:
+        """`count` examples, evenly spread over the split; all of them where there are fewer."""
+        rows = torch.linspace(0, len(self) - 1, min(count, len(self))).long().to(self.labels.device)
+        return Split(self.inputs[rows], self.labels[rows])
+
 
 Moments = tuple[Tensor, Tensor]
 """Mean and standard deviation of each column of a training split of vectors, float64 (d,); no deviation is zero."""

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from jemstone.errors import ConfigError
 from jemstone.networks.layers import SeparateBatchNorm2d
 
 
@@ -150,17 +149,14 @@ def statistics_distance(a: FeatureStatistics, b: FeatureStatistics, eps: float =
     The mean over all channels of all layers of (mean_a - mean_b)^2 / (variance_a + variance_b + eps): squared,
     symmetric, and free of the features' units. The forward passes of one side count as one batch. Two large batches of
     one distribution are close to 0; at 1, the means of a typical channel lie apart by as much as two values differ by
-    chance. Zero, on the CPU, for a model without BatchNorm. Raises ConfigError where the two saw different layers.
+    chance. Zero, on the CPU, for a model without BatchNorm. Layers that only one side passed through (stochastic
+    depth) are left out.
     """
-    if a.keys() != b.keys():
-        raise ConfigError(
-            f"Statistics of different layers cannot be compared: only one side has {sorted(a.keys() ^ b.keys())[:3]}. "
-            "Record both on the same model, with at least one forward pass each."
-        )
-    if not a:
+    both = [name for name in a if name in b]
+    if not both:
         return torch.zeros(())
-    mean_a, variance_a = _pooled(a)
-    mean_b, variance_b = _pooled(b)
+    mean_a, variance_a = _pooled({name: a[name] for name in both})
+    mean_b, variance_b = _pooled({name: b[name] for name in both})
     return ((mean_a - mean_b).square() / (variance_a + variance_b + eps)).mean()
 
 

@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
         return {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None) -> Path:
     """Write step-XXXXXXXX.safetensors into `folder`, whole or not at all, then drop all but the newest `keep`."""
     # Copies, because tied weights share their memory and safetensors refuses that.
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in checkpoint.tensors.items()}
@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     write_atomically(path, save(tensors, metadata={"jemstone": json.dumps(header)}))
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in list_checkpoints(folder)[: -keep if keep else 0]:
         old.unlink(missing_ok=True)
     return path
 

@@ -51,8 +51,10 @@ def measure(
         assert loss.logits_real is not None, "a generative term saw the real batch"
         assert loss.logits_negatives is not None, "a marginal term saw negatives"
         values["energy_auc"] = energy_auc(marginal_energy(loss.logits_real), marginal_energy(loss.logits_negatives))
-        values["class_coverage"] = class_coverage(loss.logits_negatives)
-        if config.network.norm == "batch" and config.network.statistics != "shared":
+        if loss.logits_real.shape[1] > 1 and len(loss.logits_real) > 1:
+            of_real = class_coverage(loss.logits_real).clamp(min=1e-3)
+            values["class_coverage"] = class_coverage(loss.logits_negatives) / of_real
+        if loss.norm_distance is not None:
             values["norm_distance"] = loss.norm_distance
     if weights.conditional > 0:
         values["conditional_gap"] = loss.conditional_gap
@@ -76,8 +78,9 @@ def _of_chains(moves: Sequence[Move], real: Batch, config: TrainConfig, box: Box
         "chain_moved": (x - before).square().mean().sqrt(),
         "chain_descent": (info.energy[0] - info.energy[-1]).mean(),
         "chain_age": torch.cat([move.draw.age for move in moves]).float().mean(),
-        "distinct": nearest_distance(x) / nearest_distance(real.x).clamp(min=1e-12),
     }
+    if len(x) > 1 and len(real.x) > 1:
+        values["distinct"] = nearest_distance(x) / nearest_distance(real.x).clamp(min=1e-12)
     if config.chains.max_steps:
         values["chain_steps"] = torch.full_like(info.energy[0, 0], len(info.energy))
     if config.chains.kernel == "clipped":

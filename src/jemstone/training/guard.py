@@ -27,8 +27,9 @@ WATCHED = (
     "distinct",
     "saturated",
     "saturated_real",
+    "discrimination",
     "train_accuracy",
-    "validation_accuracy",
+    "evaluation_accuracy",
 )
 VERDICTS = {
     "non_finite": "a number is not finite",
@@ -42,6 +43,8 @@ VERDICTS = {
 """Every verdict, in the order in which they are looked for."""
 TOLD_APART = 0.98
 STILL = 1e-6
+CLOSING = 0.8
+"""A gap that shrinks to this share within half a window is on its way to health, as after `classifier_steps`."""
 BLOCK = 5
 
 
@@ -74,11 +77,14 @@ def check(step: int, metrics: Mapping[str, float], history: History, limits: Lim
     return _judged(step, metrics, rows, limits) if limits.window else ()
 
 
-def check_validation(step: int, metrics: Mapping[str, float], history: History, limits: Limits) -> History:
-    """The same after a step whose model was evaluated on the validation split; its row is the last of `history`."""
-    if not history:
+def check_evaluation(step: int, metrics: Mapping[str, float], history: History, limits: Limits) -> History:
+    """The same after a step whose model was also run in evaluation mode; its row is the last of `history`.
+
+    That step has been taken: unlike `check`, this finds the state moved.
+    """
+    if not history or "evaluation_accuracy" not in metrics:
         return history
-    rows = (*history[:-1], {**history[-1], "validation_accuracy": metrics["validation_accuracy"]})
+    rows = (*history[:-1], {**history[-1], "evaluation_accuracy": metrics["evaluation_accuracy"]})
     return _judged(step, metrics, rows, limits)
 
 
@@ -121,9 +127,13 @@ def _energies(rows: Sequence[Row], recent: Sequence[Row], limits: Limits) -> Fin
 
 
 def _gaps(rows: Sequence[Row], recent: Sequence[Row], limits: Limits) -> Finding | None:
+    if "discrimination" in recent[-1]:  # a discriminator's energies are bounded by its own loss, and meant to differ
+        return None
     for name in GAPS:
         size, gap, auc = _median(recent, name, size=True), _median(recent, name), _median(recent, "energy_auc")
-        if size > limits.median_gap:
+        half = len(recent) // 2
+        closing = _median(recent[half:], name, size=True) < CLOSING * _median(recent[:half], name, size=True)
+        if size > limits.median_gap and not closing:
             onset = _onset(rows, name, limits.median_gap / 4)
             reason = f"the median {name} over {len(recent)} steps is {gap:.3g} nats (median size {size:.3g})"
             if auc >= TOLD_APART:
@@ -166,9 +176,9 @@ def _accuracy(rows: Sequence[Row], recent: Sequence[Row], limits: Limits) -> Fin
     if now < best - limits.accuracy_drop:
         reason = f"training accuracy fell from {best:.1%} to {now:.1%}"
         return Finding("accuracy_collapse", reason, _onset(rows, "train_accuracy", best - 0.1, below=True))
-    validation = recent[-1].get("validation_accuracy", math.nan)
-    if validation < now - limits.accuracy_drop:
-        reason = f"accuracy is {now:.1%} on training batches and {validation:.1%} in evaluation mode, on held-out data"
+    evaluated = recent[-1].get("evaluation_accuracy", math.nan)
+    if evaluated < now - limits.accuracy_drop:
+        reason = f"accuracy on training examples is {now:.1%} in training and {evaluated:.1%} in evaluation mode"
         return Finding("accuracy_collapse", reason, len(rows) - len(recent))
     return None
 

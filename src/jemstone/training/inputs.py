@@ -11,6 +11,7 @@ from jemstone.data import UNLABELLED, Dataset, Split, load_dataset
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, RunError
 from jemstone.networks import build_network
+from jemstone.networks.layers import SeparateBatchNorm2d
 from jemstone.networks.modes import in_mode
 from jemstone.rng import seeded
 from jemstone.runs import Run
@@ -79,6 +80,11 @@ def make_model(
                 "The command line cannot build it."
             )
         settings = config.network
+        if settings.statistics == "frozen" and not config.classifier_steps:
+            raise ConfigError(
+                "network.statistics 'frozen' keeps the running averages of the classifier phase, and there is none: "
+                "set classifier_steps, or pass a trained network of your own."
+            )
         with seeded(config.seed, "network"):
             network = build_network(
                 settings.name,
@@ -90,6 +96,13 @@ def make_model(
                 spectral_norm=settings.spectral_norm,
                 statistics=settings.statistics,
             )
+    elif config.network.statistics == "separate" and not any(
+        isinstance(m, SeparateBatchNorm2d) for m in network.modules()
+    ):
+        raise ConfigError(
+            "network.statistics 'separate' needs layers with two sets of running averages, and your network has none: "
+            "use jemstone.networks.layers.SeparateBatchNorm2d in place of BatchNorm2d, or another kind of statistics."
+        )
     model = network if isinstance(network, EnergyClassifier) else EnergyClassifier(network)
     parameter = next(model.parameters(), None)
     probe = torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)

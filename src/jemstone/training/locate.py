@@ -10,16 +10,24 @@ from torch import Tensor, nn
 from jemstone.data.batches import Batch
 from jemstone.errors import Diverged
 from jemstone.training.diagnostics import Metrics, Move
+from jemstone.training.guard import History, evidence
 
 
 def first_non_finite(
-    step: int, metrics: Metrics, model: nn.Module, batch: Batch | None, real: Batch | None, moves: Sequence[Move]
+    step: int,
+    metrics: Metrics,
+    model: nn.Module,
+    batch: Batch | None,
+    real: Batch | None,
+    moves: Sequence[Move],
+    history: History = (),
 ) -> Diverged:
     """The failure of `step`, naming where in the order of causes the first non-finite number stands."""
     where = next(_places(model, batch, real, moves), None)
-    names = ", ".join(name for name, value in metrics.items() if not -torch.inf < value < torch.inf)
-    reason = f"{names} not finite; " + (f"first in {where}" if where else "every input of the step was finite")
-    return Diverged(step, reason, metrics, verdict="non_finite", onset=step)
+    names = [name for name, value in metrics.items() if not -torch.inf < value < torch.inf]
+    first = f"first in {where}" if where else "every input of the step was finite"
+    reason = f"a number is not finite: {first}, then in {', '.join(names[:3])}{' and more' if names[3:] else ''}"
+    return Diverged(step, reason, metrics, verdict="non_finite", onset=step, evidence=evidence(history))
 
 
 def require_finite(step: int, model: nn.Module, metrics: Metrics) -> None:

@@ -72,7 +72,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
         if problem.verdict != "non_finite":
             raise
         # Not before running averages are back at what they were: what the step did to them is an effect and no cause.
-        raise first_non_finite(step + 1, metrics, model, batch, real, moves) from None
+        raise first_non_finite(step + 1, metrics, model, batch, real, moves, state.history) from None
 
     for group in optimizer.param_groups:
         group["lr"] = rate

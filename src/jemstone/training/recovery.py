@@ -7,18 +7,20 @@ run had which was never stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from jemstone.data import to_box
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import Diverged
-from jemstone.networks.modes import in_mode, statistics_of_negatives
-from jemstone.rng import generator
+from jemstone.networks.modes import in_mode, running_statistics_held, statistics_of_negatives
+from jemstone.rng import generator, seeded
 from jemstone.sampling import ReplayBuffer
 from jemstone.training.checkpoint import Checkpoint
 from jemstone.training.setup import Trainer
@@ -26,7 +28,11 @@ from jemstone.training.state import TrainState
 from jemstone.training.treatment import Treatment
 
 REFERENCE = 512
-"""Real images whose energies say what a chain's energy may be."""
+"""Training examples that a state is judged on."""
+TOLERANCE = 0.95
+"""A state is passed over for the one before it where that one has a cross-entropy this much lower."""
+SUDDEN = 0.2
+"""A failure whose trend took less than this share of a window was a step too long: no anchor alone mends that."""
 HOLE = 10.0
 """A chain is poisoned this many interquartile ranges (of at least a nat) below the median energy of data."""
 
@@ -63,7 +69,8 @@ class Recovery:
     def after(self, state: TrainState) -> bool:
         """Take note of a healthy step; returns whether a treatment was eased."""
         before = state.treatment
-        state.treatment = before.eased(state.step)
+        if state.step + self.settings.probation <= self.trainer.total_steps:  # or nothing would judge the easing
+            state.treatment = before.eased(state.step)
         if self.keeps(state.step):
             kept = self.snapshots[-self.settings.snapshots + 1 :] if self.settings.snapshots > 1 else []
             self.snapshots = [*kept, state.snapshot()]
@@ -75,10 +82,13 @@ class Recovery:
         recent = [step for step in treatment.failures if step > problem.step - settings.within]
         if len(recent) >= settings.attempts:
             raise _explained(problem, recent, settings.within, treatment.remedy.in_words()) from problem
-        target = self._target(problem, treatment)
+        target = self._target(state, problem, treatment)
         self.snapshots = [s for s in self.snapshots if s.step <= target.step] or [target]
         state.restore(target)
-        state.treatment = treatment.after_failure(problem.verdict, problem.step, target.step, settings.probation)
+        sudden = problem.step - problem.onset < SUDDEN * self.trainer.recipe.limits.window
+        state.treatment = treatment.after_failure(
+            problem.verdict, problem.step, target.step, settings.probation, sudden=sudden
+        )
         remedy = state.treatment.remedy
         details = {
             **problem.details(),
@@ -95,25 +105,43 @@ class Recovery:
             state.buffer.restart(poisoned | fresh, self.trainer.initial, rng)
         return Recovered(state.step, details)
 
-    def _target(self, problem: Diverged, treatment: Treatment) -> Checkpoint:
-        """The newest state from before the trend began.
+    def _target(self, state: TrainState, problem: Diverged, treatment: Treatment) -> Checkpoint:
+        """The newest state from before the trend began that classifies no worse than the one before it.
 
         After an easing that is the state in which it happened, at the earliest: that one was healthy under the stronger
         treatment. After a relapse in spite of treatment it is one from before the last target: that one was ill too.
         """
         before = max(problem.onset, treatment.since + 1)
-        if treatment.rung and treatment.since == treatment.restored:
+        soon = problem.onset - treatment.restored <= 2 * self.trainer.recipe.limits.window
+        if treatment.rung and treatment.since == treatment.restored and soon:
             before = min(before, treatment.restored)
-        oldest: Checkpoint = self.snapshots[0]
+        best, loss = self.snapshots[0], math.inf
         for snapshot in chain(reversed(self.snapshots), self.older()):  # files last, and only if asked for
-            oldest = snapshot
-            if snapshot.step < before:
+            if snapshot.step >= before:
+                best = snapshot  # should there be none before
+                continue
+            state.restore(snapshot)
+            older_loss = self._class_nll(state)
+            if not older_loss < TOLERANCE * loss:
                 break
-        return oldest
+            best, loss = snapshot, older_loss
+        return best
+
+    def _class_nll(self, state: TrainState) -> float:
+        """Cross-entropy on a few labelled training examples, in train mode; infinite where it is not a number.
+
+        Without a class term there is nothing to compare, and the answer is always the same.
+        """
+        if not self.trainer.recipe.weights.class_nll:
+            return 0.0
+        few = self.trainer.streams.labelled.split.spread(REFERENCE)
+        where = (self.trainer.recipe.seed, "recovery", state.step)
+        with in_mode(state.model, training=True), running_statistics_held(state.model), seeded(*where), torch.no_grad():
+            loss = float(cross_entropy(state.model(to_box(few.inputs)), few.labels))
+        return loss if math.isfinite(loss) else math.inf
 
     def _reference(self) -> Tensor:
-        inputs = self.trainer.streams.real.split.inputs
-        return to_box(inputs[torch.linspace(0, len(inputs) - 1, min(REFERENCE, len(inputs))).long()])
+        return to_box(self.trainer.streams.real.split.spread(REFERENCE).inputs)
 
 
 @torch.no_grad()

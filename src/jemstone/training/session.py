@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from jemstone.training.checkpoint import Checkpoint, list_checkpoints, load_chec
 from jemstone.training.config import TrainConfig
 from jemstone.training.diagnostics import Metrics
 from jemstone.training.environment import facts, warn_of_other_threads
-from jemstone.training.guard import check_validation
+from jemstone.training.guard import check_evaluation
 from jemstone.training.initial_file import load_initial, save_initial
 from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
 from jemstone.training.locate import require_finite
 from jemstone.training.loop import train_step
-from jemstone.training.recovery import Recovery
+from jemstone.training.recovery import REFERENCE, Recovery
 from jemstone.training.setup import Trainer, make_buffer, make_fabric
 from jemstone.training.state import TrainState
 from jemstone.training.validation import validate
@@ -160,7 +161,9 @@ class Session:
         if self._validates and (step % every == 0 or step == self.total_steps):
             scores = validate(self.model, self.data.validation, self.trainer.fabric)
             metrics |= {f"validation_{name}": value for name, value in scores.items()}
-            self.state.history = check_validation(step, metrics, self.state.history, self.config.limits)
+            few = self.trainer.streams.labelled.split.spread(REFERENCE)
+            metrics["evaluation_accuracy"] = validate(self.model, few, self.trainer.fabric)["accuracy"]
+            self.state.history = check_evaluation(step, metrics, self.state.history, self.config.limits)
         if self._saves or self.recovery.keeps(step):
             require_finite(step, self.state.model, metrics)
         return metrics
@@ -193,7 +196,7 @@ class Session:
                     path.unlink()
             self.run.rewind(recovered.step, len(self.state.treatment.failures) - 1)
         self._event("recovered", recovered.step, **recovered.details)
-        self._save()
+        self._save(prune=False)
 
     @property
     def _saves(self) -> bool:
@@ -211,16 +214,22 @@ class Session:
         if self.run is not None:
             self.run.event(event, step, **details)
 
-    def _save(self) -> None:
-        """Make the state durable, and the one that recovery goes back to at most, short of older checkpoints."""
+    def _save(self, *, prune: bool = True) -> None:
+        """Make the state durable; recovery goes back to it at most, short of older checkpoints.
+
+        A state that was saved because of a failure drives no older one out (`prune`): the next failure may need it.
+        """
         self.recovery.begin_from(self.state)
+        # Two windows back, at least: further than any trend that the guard sees.
+        least = math.ceil(2 * self.config.limits.window / self.config.checkpoint_every) + 1
+        keep = max(self.config.keep_checkpoints, least if self.config.recovery.attempts else 1) if prune else None
         if self.run is None:
             before = [saved for saved in self._saved if saved.step < self.state.step]
-            self._saved = [*before, *self.recovery.snapshots][-self.config.keep_checkpoints :]
+            self._saved = [*before, *self.recovery.snapshots][-(keep or 0) :]
             return
         save_initial(self.run, self.trainer.initial)
         folder = self.run.path / "checkpoints"
-        save_checkpoint(folder, self.state.checkpoint(), keep=self.config.keep_checkpoints)
+        save_checkpoint(folder, self.state.checkpoint(), keep=keep)
 
     def _older(self) -> Iterator[Checkpoint]:
         """The states before the last one saved, newest first."""

@@ -135,6 +135,7 @@ class OptimizerConfig:
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("momentum", "weight_decay", "clip_norm", "balance", "sam_rho"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # a list has no hash, and settings are keys
         if self.schedule == "step" and not self.milestones:
             raise ConfigError("optimizer.schedule 'step' needs optimizer.milestones, as shares of training in (0, 1).")
         for milestone in self.milestones:

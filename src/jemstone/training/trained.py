@@ -48,6 +48,8 @@ class Trained:
     class_names: tuple[str, ...]
     step: int
     buffer: Tensor | None
+    chain_steps: int
+    """K at the end of training: `config.chains.steps`, or what chains.max_steps let it become."""
     data: Dataset | None = None
     """The data set, where it was given or is at hand already; else chains that start from data load it."""
 
@@ -69,8 +71,8 @@ class Trained:
     @property
     def chain_life(self) -> int:
         """Steps that a training chain lives on average, K / restart rate: how long a fresh sample is run."""
-        chains = self.config.chains
-        return round(chains.steps / chains.restart_rate) if chains.restart_rate else 20 * chains.steps
+        rate = self.config.chains.restart_rate
+        return round(self.chain_steps / rate) if rate else 20 * self.chain_steps
 
     def initial(self) -> Initial:
         """Where the run's chains started."""
@@ -134,4 +136,5 @@ def load_trained(
     model = model.to(make_fabric(config.with_values(device=device)).device).eval()
     chains = checkpoint.part("buffer")
     names = tuple(facts["class_names"])
-    return Trained(directory, config, model, shape, names, checkpoint.step, chains.get("x"), data)
+    chain_steps = checkpoint.header.get("chain_steps", config.chains.steps)
+    return Trained(directory, config, model, shape, names, checkpoint.step, chains.get("x"), chain_steps, data)

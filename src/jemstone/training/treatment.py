@@ -70,15 +70,14 @@ TOP_RUNG = len(RATES)
 def remedy_at(rung: int, verdict: str) -> Remedy:
     """What helps against `verdict` on a rung of the ladder, 1 to TOP_RUNG. Where it comes from: docs/stability.md."""
     rate = RATES[rung - 1]
-    if verdict == "dead_sampler":  # the sampler is behind, not the step too long: first let it catch up
-        later = RATES[rung - 2] if rung > 1 else 1.0
-        return Remedy(later, chain_steps=2 if rung < 3 else 4, energy_l2=0.3 if rung == 1 else 1.0, clip_norm=1.0)
-    anchor = Remedy(rate, energy_l2=0.3 if rung < 3 else 1.0, clip_norm=1.0)
+    # An anchor and a clipped gradient mend what the anchor is for at the full learning rate, so that is tried first.
+    anchor = Remedy(RATES[rung - 2] if rung > 1 else 1.0, energy_l2=0.3 if rung < 3 else 1.0, clip_norm=1.0)
     remedies = {
         "non_finite": Remedy(rate, clip_norm=1.0, chain_clip=1.0, clamp=True),
         "energy_runaway": anchor,
         "gap_explosion": anchor,
-        "saturated_chains": Remedy(rate, energy_l2=0.3, clip_norm=1.0, chain_clip=1.0, refresh=0.5),
+        "dead_sampler": replace(anchor, chain_steps=2 if rung < 3 else 4),
+        "saturated_chains": replace(anchor, chain_clip=1.0, refresh=0.5),
         "buffer_collapse": Remedy(rate, refresh=0.5),
         "accuracy_collapse": Remedy(rate, clip_norm=1.0),
     }
@@ -121,12 +120,14 @@ class Treatment:
             remedy = remedy.joined(remedy_at(self.rung, verdict))
         return remedy
 
-    def after_failure(self, verdict: str, failed_step: int, restored_step: int, first_probation: int) -> Treatment:
-        """One rung up, on a probation twice the last one."""
+    def after_failure(
+        self, verdict: str, failed_step: int, restored_step: int, first_probation: int, *, sudden: bool = False
+    ) -> Treatment:
+        """One rung up, and to the second at least after a `sudden` failure, on a probation twice the last one."""
         return Treatment(
             (*self.failures, failed_step),
             tuple(dict.fromkeys((*self.verdicts, verdict))),
-            min(self.rung + 1, TOP_RUNG),
+            min(max(self.rung + 1, 2 if sudden else 1), TOP_RUNG),
             restored_step,
             restored_step,
             2 * self.probation or first_probation,
