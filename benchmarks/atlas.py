@@ -26,7 +26,7 @@ from jemstone.runs import Run
 from jemstone.training.inputs import read_config
 
 ROOT = Path(__file__).parents[1]
-COMMON = "--config docs/atlas.yaml --optimizer.warmup_steps 20 --chains.buffer_size 1000"
+COMMON = "--config docs/atlas.yaml"
 
 
 class Entry(NamedTuple):
@@ -80,9 +80,9 @@ ENTRIES = {
 PANELS = (
     ("energies, nats", ("energy_real", "energy_negatives")),
     ("negatives above data", ("energy_auc",)),
-    ("chains at the box, data at the box", ("saturated", "saturated_real")),
-    ("distinct images, classes covered", ("distinct", "class_coverage")),
-    ("accuracy: training, held out", ("train_accuracy", "validation_accuracy")),
+    ("at the box", ("saturated", "saturated_real")),
+    ("variety", ("distinct", "class_coverage")),
+    ("accuracy", ("train_accuracy", "validation_accuracy")),
 )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Cell, run_all, write
+from matplotlib.figure import Figure
 
 from jemstone import Augment, Diverged, Session, TrainConfig, recipe
 from jemstone.training.validation import validate
@@ -110,6 +111,38 @@ def main() -> None:
         outcome = summary(rows)
         print(json.dumps(outcome, indent=1))
         write("stability", {"summary": outcome, "rows": rows})
+        draw(rows, Path(__file__).parents[1] / "docs" / "images" / "stability-grid.png")
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """Test accuracy, mean over seeds, without and with the guard; a cell says how many of its seeds ended soundly."""
+    figure = Figure(figsize=(9.5, 8.5), layout="constrained")
+    axes = figure.subplots(len(RECIPES) * 2, len(NETWORKS), sharex=True, sharey=True)
+    places = itertools.product(enumerate(RECIPES), enumerate((False, True)), enumerate(NETWORKS))
+    for (r, name), (g, guarded), (column, net) in places:
+        ax = axes[2 * r + g, column]
+        grid = [[[] for _ in CHAIN_STEPS] for _ in RATES]
+        for row in rows:
+            if row["cell"][:3] == [name, *net] and row["cell"][-1] == guarded:
+                grid[RATES.index(row["cell"][3])][CHAIN_STEPS.index(row["cell"][4])].append(row)
+        ax.imshow(
+            [[statistics.fmean(x["accuracy"] for x in cell) for cell in line] for line in grid],
+            vmin=0.1,
+            vmax=1,
+            cmap="RdYlGn",
+        )
+        for (i, line), (j, _) in itertools.product(enumerate(grid), enumerate(CHAIN_STEPS)):
+            good = sum(sound(x) and x["accuracy"] > LOST and x.get("fall", 0.0) <= FALL for x in line[j])
+            ax.text(j, i, f"{good}/{len(line[j])}", ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(CHAIN_STEPS)), CHAIN_STEPS)
+        ax.set_yticks(range(len(RATES)), [f"{rate}x" for rate in RATES])
+        if column == 0:
+            ax.set_ylabel(f"{name}\n{'guard and recovery' if guarded else 'without'}\nlearning rate")
+        if r == g == 0:
+            ax.set_title(f"{net[0]}, {net[1]}")
+        if r == len(RECIPES) - 1 and guarded:
+            ax.set_xlabel("chain steps K")
+    figure.savefig(out, dpi=110)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

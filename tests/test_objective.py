@@ -325,3 +325,13 @@ def test_an_anchor_covers_conditional_negatives_too(model, data):
     squares = model.energy(data.x).square().mean() + model.energy(*negatives.conditional).square().mean()
     assert torch.allclose(anchored.total, plain.total + 0.1 * squares)
     assert torch.allclose(anchored.energy_l2, squares)
+
+
+def test_there_is_no_norm_distance_where_there_is_nothing_to_compare(model, data):
+    negatives = exact_negatives(model, data, generator(0, "negatives"))
+    assert jem_loss(model, data, data, negatives, MIXED).norm_distance is None  # no BatchNorm
+    network, _ = batchnorm_model()
+    batch, others = Batch(images(6, "real"), torch.zeros(6).long()), Negatives(images(5, "negatives"))
+    assert jem_loss(network, None, batch, others, MARGINAL).norm_distance is not None
+    assert jem_loss(network, None, batch, others, MARGINAL, statistics="shared").norm_distance is None
+    assert jem_loss(network, batch, None, Negatives(), LossWeights()).norm_distance is None

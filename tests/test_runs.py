@@ -1,6 +1,7 @@
 """The run directory: made once, read back, rewound, never half written."""
 
 import json
+import math
 
 import pytest
 
@@ -92,3 +93,27 @@ def test_the_leftovers_of_a_start_that_was_killed_do_not_make_a_directory_taken(
     assert Run.create(folder, {"config": 1}).info["config"] == 1
     with pytest.raises(RunError, match="not empty"):
         runs.require_free(folder)
+
+
+def test_what_is_not_finite_is_null_in_a_row_for_json_knows_neither(tmp_path):
+    run = Run.create(tmp_path / "run", {})
+    run.log({"step": 1, "loss": math.nan, "gap": -math.inf})
+    run.event("diverged", 1, metrics={"loss": math.inf}, evidence={"loss": [0.5, math.nan]})
+    for file in ("metrics.jsonl", "events.jsonl"):
+        assert not {"NaN", "Infinity"} & set((run.path / file).read_text().replace(",", " ").split())
+    assert run.rows("metrics.jsonl") == [{"step": 1, "loss": None, "gap": None}]
+    (event,) = run.rows("events.jsonl")
+    assert (event["metrics"], event["evidence"]) == ({"loss": None}, {"loss": [0.5, None]})
+
+
+def test_a_full_disk_is_named_with_what_to_do(tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "run", {})
+
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(run.path), "open", full)
+    with pytest.raises(RunError, match=r"metrics\.jsonl: No space left on device\. Make room.*--resume .*run"):
+        run.log({"step": 1})
+    with pytest.raises(RunError, match=r"events\.jsonl"):
+        run.event("started", 0)

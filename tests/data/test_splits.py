@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
+from jemstone.data import Split
 from jemstone.data.splits import hold_out, stratified_order
 from jemstone.errors import DataError
 from jemstone.rng import generator
@@ -50,3 +52,11 @@ def test_hold_out_never_takes_unlabelled_examples():
 def test_hold_out_refuses_to_lose_a_class(labels, count):
     with pytest.raises(DataError, match=r"too few examples for a split.*Do this\."):
         hold_out(np.array(labels), count, generator(0, "t"), what="a split", remedy="Do this.")
+
+
+@pytest.mark.parametrize(("count", "rows"), [(3, [0, 4, 9]), (2, [0, 9]), (10, list(range(10))), (99, list(range(10)))])
+def test_a_spread_reaches_from_the_first_example_to_the_last(count, rows):
+    split = Split(torch.arange(10.0)[:, None], torch.arange(10) % 3)
+    few = split.spread(count)
+    assert few.inputs.flatten().tolist() == rows
+    assert few.labels.tolist() == [row % 3 for row in rows]

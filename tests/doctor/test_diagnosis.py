@@ -116,7 +116,7 @@ def test_the_window_spans_as_many_steps_as_the_guards_where_rows_allow_it():
 
 def test_accuracy_of_evaluation_mode_is_a_collapse_of_its_own():
     rows = log()
-    rows[50]["validation_accuracy"] = 0.2
+    rows[50]["evaluation_accuracy"] = 0.2
     found = diagnose(rows, config=JEM.with_values(network={"norm": "batch"}))
     assert found.findings[0].verdict == "accuracy_collapse"
     assert "running averages" in found.findings[0].why[0]

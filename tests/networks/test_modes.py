@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from jemstone.errors import ConfigError
 from jemstone.networks import build_network
 from jemstone.networks.modes import (
     ChannelStatistics,
@@ -292,6 +291,10 @@ def test_without_batch_norm_the_distance_is_zero():
     assert distance == 0
 
 
-def test_statistics_of_different_layers_are_not_compared():
-    with pytest.raises(ConfigError, match=r"only one side has \['first'\].*same model"):
-        statistics_distance({"first": [of((0.0, 1.0))]}, {})
+def test_layers_that_only_one_side_passed_through_are_left_out():
+    """As with stochastic depth."""
+    first, far = {"first": [of((0.0, 1.0))]}, {"second": [of((50.0, 1.0))]}
+    other = {"first": [of((1.0, 1.0))], "third": [of((-50.0, 1.0))]}
+    assert statistics_distance(first | far, other, eps=0.0).item() == pytest.approx(1 / 2)
+    assert statistics_distance(other, far | first, eps=0.0).item() == pytest.approx(1 / 2)
+    assert statistics_distance(first, far) == 0

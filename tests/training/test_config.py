@@ -1,6 +1,7 @@
 """Configurations: round trip, and every impossible value named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -135,6 +136,13 @@ def unchecked(kind, **values):
 def test_a_word_that_is_no_choice_is_named_with_the_choices(settings, message):
     with pytest.raises(ConfigError, match=message):
         settings.__post_init__()
+
+
+def test_milestones_that_came_as_a_list_are_a_tuple_and_settings_have_a_hash():
+    optimizer = unchecked(OptimizerConfig, schedule="step", milestones=[0.3, 0.6])
+    optimizer.__post_init__()
+    assert optimizer == OptimizerConfig(schedule="step", milestones=(0.3, 0.6))
+    assert hash(TrainConfig(optimizer=optimizer)) == hash(TrainConfig(optimizer=replace(optimizer)))
 
 
 BAD = (float("inf"), float("-inf"), float("nan"), -1.0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
-from jemstone.data import Dataset, Split
+from jemstone.data import Batch, Dataset, Split
 from jemstone.energy import EnergyClassifier
 from jemstone.networks import build_network
-from jemstone.objective import LossWeights, jem_loss
+from jemstone.objective import LossWeights, Negatives, jem_loss
 from jemstone.rng import generator
 from jemstone.training import diagnostics, loop
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
@@ -242,6 +242,8 @@ def test_the_numbers_of_chains_are_what_they_say():
         ({"weights": LossWeights(conditional=1.0)}, {"conditional_gap", "distinct"}, {"energy_gap", "energy_auc"}),
         ({"weights": LossWeights(discrimination=1.0)}, {"discrimination", "energy_gap"}, {"energy_l2"}),
         ({"network": {"norm": "batch"}}, {"norm_distance"}, set()),
+        ({"network": {"norm": "group"}}, {"class_coverage", "distinct"}, {"norm_distance"}),
+        ({"real_batch_size": 1}, {"energy_gap", "chain_age"}, {"class_coverage", "distinct"}),
         ({"network": {"norm": "batch", "statistics": "shared"}}, {"grad_generative"}, {"norm_distance", "grad_real"}),
         ({"chains": {"kernel": "clipped"}}, {"clipped"}, {"accepted"}),
         ({"chains": {"kernel": "mala"}}, {"accepted"}, {"clipped"}),
@@ -252,6 +254,37 @@ def test_a_row_holds_the_numbers_of_what_is_on(changes, there, missing):
     metrics = train_step(state, trainer)
     assert there <= metrics.keys()
     assert not missing & metrics.keys()
+
+
+def test_the_norm_distance_is_there_if_the_network_has_batch_norm_whatever_the_settings_say():
+    """As with a network of one's own."""
+    state, _ = prepare(CONFIG.with_values(network={"norm": "batch"}))
+    _, trainer = prepare()
+    assert trainer.recipe.network.norm == "none"
+    assert train_step(state, trainer)["norm_distance"] > 0
+
+
+def coverage(weight, real, negatives):
+    """What `measure` says of a linear network whose classes are the axes."""
+    network = nn.Linear(3, len(weight), bias=False)
+    network.weight = nn.Parameter(weight)
+    weights = LossWeights(class_nll=0.0, marginal=1.0)
+    batch = Batch(torch.eye(3)[real], torch.zeros(len(real), dtype=torch.int64))
+    loss = jem_loss(EnergyClassifier(network), None, batch, Negatives(torch.eye(3)[negatives]), weights)
+    metrics = diagnostics.measure(loss, {}, (), batch, CONFIG.with_values(weights=weights), None)
+    assert "energy_gap" in metrics
+    return metrics.get("class_coverage")
+
+
+def test_class_coverage_is_relative_to_that_of_the_real_batch():
+    """A small batch, or few of many classes, is no collapse."""
+    sure = 60 * torch.eye(3)
+    assert coverage(sure, [0, 1], [0, 2]) == pytest.approx(1)
+    assert coverage(sure, [0, 1], [0, 1, 2]) == pytest.approx(2)
+    assert coverage(sure, [0, 1, 2], [0, 0, 0]) == pytest.approx(0, abs=1e-6)
+    assert coverage(sure, [0, 0], [1, 1]) < 1  # no division by zero
+    assert coverage(sure, [0], [0, 1]) is None
+    assert coverage(sure[:1], [0, 1], [0, 2]) is None  # a single class
 
 
 def test_the_number_of_steps_follows_the_health_of_the_chains(monkeypatch):

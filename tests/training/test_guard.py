@@ -8,7 +8,7 @@ import random
 import pytest
 
 from jemstone.errors import Diverged
-from jemstone.training.guard import VERDICTS, WATCHED, check, check_validation, judge
+from jemstone.training.guard import VERDICTS, WATCHED, check, check_evaluation, judge
 from jemstone.training.settings import Limits
 from jemstone.training.treatment import TOP_RUNG, remedy_at
 
@@ -156,6 +156,7 @@ def test_the_bounds_of_every_step_hold_in_the_first_one_and_with_numbers(changes
         assert (caught.value.step, caught.value.onset) == (1, 1)
         assert caught.value.metrics.keys() == metrics.keys()
         assert "energy_real=" in str(caught.value)
+        assert "distinct=" not in str(caught.value)  # of the rest only `metrics` tells
 
 
 @pytest.mark.parametrize("name", WATCHED)
@@ -205,29 +206,36 @@ def test_a_history_that_went_through_json_gives_the_same_verdict_at_the_same_ste
     assert caught.value.details() == expected.details()
 
 
-def validated(accuracy, steps, limits=LIMITS):
+def evaluated(accuracy, steps, limits=LIMITS):
     history = ()
     for row in series(steps=steps):
         history = check(row["step"], row, history, limits)
-    return check_validation(steps, row | {"validation_accuracy": accuracy}, history, limits)
+    return check_evaluation(steps, row | {"evaluation_accuracy": accuracy}, history, limits)
 
 
-def test_a_model_that_fails_in_evaluation_mode_is_found_by_validation():
-    with pytest.raises(Diverged, match=r"in evaluation mode") as caught:
-        validated(0.4, 100)
+def test_a_model_that_fails_in_evaluation_mode_alone_is_found():
+    reason = r"on training examples is 9\d\.\d% in training and 40\.0% in evaluation mode"
+    with pytest.raises(Diverged, match=reason) as caught:
+        evaluated(0.4, 100)
     assert (caught.value.verdict, caught.value.step, caught.value.onset) == ("accuracy_collapse", 100, 76)
-    assert validated(0.7, 100)[-1]["validation_accuracy"] == 0.7
+    assert evaluated(0.7, 100)[-1]["evaluation_accuracy"] == 0.7
 
 
-def test_validation_before_half_a_window_is_no_judgement():
-    assert validated(0.0, 20)[-1]["validation_accuracy"] == 0.0
-    assert validated(0.0, 100, Limits(window=0)) == ()
+def test_evaluation_before_half_a_window_is_no_judgement():
+    assert evaluated(0.0, 20)[-1]["evaluation_accuracy"] == 0.0
+    assert evaluated(0.0, 100, Limits(window=0)) == ()
+
+
+def test_accuracy_on_held_out_data_is_generalisation_and_no_verdict():
+    history = evaluated(0.9, 100)
+    assert check_evaluation(100, healthy(100) | {"validation_accuracy": 0.1}, history, LIMITS) == history
+    assert "validation_accuracy" not in WATCHED
 
 
 def test_an_average_that_lags_behind_is_judged_once_and_not_for_ever():
-    """The row of a validation is in the history of later steps, which have no validation of their own."""
-    history = validated(0.7, 100)
-    ill = (*history[:-1], {**history[-1], "validation_accuracy": 0.1})
+    """The row of an evaluation is in the history of later steps, which have none of their own."""
+    history = evaluated(0.7, 100)
+    ill = (*history[:-1], {**history[-1], "evaluation_accuracy": 0.1})
     check(101, healthy(101), ill, LIMITS)
 
 
@@ -253,3 +261,28 @@ def test_a_column_that_has_just_begun_is_no_trend_yet():
     problem = failure(begun(400))
     assert (problem.verdict, problem.step) == ("dead_sampler", START + LIMITS.window // 2 - 1)
     assert abs(problem.onset - START) <= 4
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.97, None), (0.99, "dead_sampler")])
+def test_a_gap_that_closes_by_itself_is_no_verdict_and_one_that_hardly_does_is(rate, verdict):
+    """As after `classifier_steps`: over half a window, 0.97 leaves two thirds and 0.99 most of it."""
+    generative = ("energy_gap", "energy_auc")
+    rows = [
+        row | {"energy_gap": -20 * rate ** (row["step"] - START), "energy_auc": 1.0}
+        if row["step"] >= START
+        else {name: value for name, value in row.items() if name not in generative}
+        for row in series()
+    ]
+    assert abs(rows[START + LIMITS.window // 2]["energy_gap"]) > LIMITS.median_gap
+    problem = failure(rows)
+    assert (problem and problem.verdict) == verdict
+
+
+def test_a_gap_is_what_discrimination_is_for():
+    def apart(t):
+        return {"energy_gap": -20.0, "energy_auc": 1.0}
+
+    assert failure(series(apart)).verdict == "dead_sampler"
+    assert failure(series(lambda t: apart(t) | {"discrimination": 0.1})) is None
+    beyond = failure(series(lambda t: {"energy_gap": -101.0, "discrimination": 0.1}))
+    assert (beyond.verdict, beyond.step) == ("gap_explosion", START)

@@ -19,12 +19,12 @@ EVERY_CHAIN = CONFIG.with_values(real_batch_size=20, chains={"buffer_size": 20, 
 def named(state, trainer):
     """Where the failure of a step is said to have begun; what it did is taken back."""
     step = state.step
-    with pytest.raises(Diverged, match="not finite; first in") as caught:
+    with pytest.raises(Diverged, match=r"a number is not finite: first in .*, then in ") as caught:
         train_step(state, trainer)
     assert caught.value.verdict == "non_finite"
     assert caught.value.step == step + 1
     assert state.step == step
-    return caught.value.reason.rpartition("first in ")[2]
+    return caught.value.reason.partition("first in ")[2].partition(", then in ")[0]
 
 
 class Spoiled:
@@ -151,3 +151,17 @@ def test_weights_are_looked_at_before_they_are_saved():
     with pytest.raises(Diverged, match=f"the weights {name} are not finite after the step") as caught:
         require_finite(7, state.model, {"loss": 1.0})
     assert (caught.value.verdict, caught.value.step) == ("non_finite", 7)
+
+
+def test_a_number_that_is_not_finite_comes_with_the_steps_before_it_and_names_few_of_its_effects():
+    state, trainer = prepare(EVERY_CHAIN)
+    for _ in range(3):
+        train_step(state, trainer)
+    with pytest.raises(Diverged) as caught:
+        train_step(state, spoiled(trainer, labelled=[2]))
+    assert caught.value.evidence["step"] == [1, 2, 3]
+    assert all(value is not None for value in caught.value.evidence["energy_gap"])
+    effects = caught.value.reason.partition(", then in ")[2]
+    assert effects.startswith("loss, ")
+    assert effects.count(",") == 2
+    assert effects.endswith(" and more")

@@ -21,7 +21,7 @@ from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.recovery import Recovery, poisoned_chains
 from jemstone.training.session import Session
 from jemstone.training.setup import learning_rate
-from jemstone.training.state import FAR_APART
+from jemstone.training.state import FAR_APART, TrainState
 from jemstone.training.trained import load_trained
 from jemstone.training.treatment import Treatment, remedy_at
 
@@ -126,8 +126,9 @@ def test_a_batch_that_is_not_a_number_costs_the_steps_since_the_last_snapshot(tm
     (event,) = events(session, "recovered")
     assert (event["step"], event["failed_step"], event["verdict"], event["attempt"]) == (9, 11, "non_finite", 1)
     assert "first in the labelled batch, rows [3]" in event["reason"]
-    assert event["remedy"] == remedy_at(1, "non_finite").in_words()
-    assert (event["rung"], event["probation"], event["poisoned_chains"]) == (1, 50, 0)
+    assert event["remedy"] == remedy_at(2, "non_finite").in_words()
+    assert (event["rung"], event["probation"], event["poisoned_chains"]) == (2, 50, 0)
+    assert event["evidence"]["step"] == list(range(1, 11))
     assert [row["event"] for row in events(session)] == ["started", "validation", "recovered", "validation",
                                                          "validation", "finished"]  # fmt: skip
 
@@ -144,7 +145,7 @@ def test_before_a_failure_nothing_is_different_and_after_it_the_streams_are_new(
     assert losses(rows)[10] != losses(plain)[9]  # the same step from the same state, with other batches and chains
     untreated, treated = plain[11]["learning_rate"], rows[12]["learning_rate"]
     assert rows[12]["step"] == plain[11]["step"] == 12
-    assert treated == pytest.approx(0.3 * untreated)
+    assert treated == pytest.approx(0.1 * untreated)
 
 
 def test_a_weight_that_is_not_a_number(tmp_path, digits):
@@ -306,16 +307,16 @@ def test_each_relapse_goes_back_further_and_climbs(tmp_path, digits, spoil):
         if len(session.state.treatment.failures) > len(left):
             names = [path.stem[-2:] for path in list_checkpoints(session.run.path / "checkpoints")]
             left.append((row["step"], names))
-    assert left == [(10, ["04", "08", "09"]), (9, ["04", "08"]), (5, ["04"])]
+    assert left == [(10, ["00", "04", "08", "09"]), (9, ["00", "04", "08"]), (5, ["00", "04"])]
     assert_healthy(session)
     recovered = events(session, "recovered")
     assert [row["step"] for row in recovered] == [9, 8, 4]
-    assert [row["rung"] for row in recovered] == [1, 2, 3]
+    assert [row["rung"] for row in recovered] == [2, 3, 4]
     assert [row["probation"] for row in recovered] == [50, 100, 200]
     assert [row["attempt"] for row in recovered] == [1, 2, 3]
     assert session.state.treatment.failures == (11, 11, 11)
     rates = [row["learning_rate"] for row in session.run.rows("metrics.jsonl")]
-    assert rates[4] == pytest.approx(0.03 * rates[3] * 5 / 4)  # in warm-up
+    assert rates[4] == pytest.approx(0.01 * rates[3] * 5 / 4)  # in warm-up
 
 
 def test_with_and_without_a_run_directory_the_result_is_the_same(tmp_path, digits, spoil):
@@ -347,17 +348,24 @@ def test_the_same_seed_has_the_same_recoveries_and_another_seed_others(tmp_path,
 
 def test_a_treatment_is_eased_and_the_recipe_returns(tmp_path, digits, spoil):
     spoil(relapses(10, 2))
-    session = Session.start(tiny(steps=30, recovery={"probation": 4}), digits, run=tmp_path / "run")
+    session = Session.start(tiny(steps=36, recovery={"probation": 4}), digits, run=tmp_path / "run")
     train(session)
     assert_healthy(session)
-    assert [(row["step"], row["rung"]) for row in events(session, "eased")] == [(16, 1), (24, 0)]
+    assert [(row["step"], row["rung"]) for row in events(session, "eased")] == [(16, 2), (24, 1), (32, 0)]
     assert events(session, "eased")[-1]["remedy"] == []
     rates = [row["learning_rate"] for row in session.run.rows("metrics.jsonl")]
     config = session.config.optimizer
-    factors = [rate / learning_rate(config, step, 30) for step, rate in enumerate(rates)]
-    assert factors == pytest.approx([1.0] * 8 + [0.1] * 8 + [0.3] * 8 + [1.0] * 6)
+    factors = [rate / learning_rate(config, step, 36) for step, rate in enumerate(rates)]
+    assert factors == pytest.approx([1.0] * 8 + [0.03] * 8 + [0.1] * 8 + [0.3] * 8 + [1.0] * 4)
     assert session.state.treatment.rung == 0
     assert session.state.treatment.failures == (11, 11)
+
+
+def test_nothing_is_eased_where_no_steps_are_left_to_judge_it(digits, spoil):
+    spoil(relapses(10, 2))
+    session = Session.start(tiny(steps=35, recovery={"probation": 4}), digits)
+    train(session)
+    assert (session.state.treatment.rung, session.state.treatment.since) == (1, 24)  # step 32 is among the last four
 
 
 def test_giving_up_names_failures_and_remedies(tmp_path, digits, spoil):
@@ -366,8 +374,8 @@ def test_giving_up_names_failures_and_remedies(tmp_path, digits, spoil):
     with pytest.raises(Diverged) as caught:
         train(session)
     message = str(caught.value)
-    assert "Gave up after 3 recoveries within 1000 steps (failures at steps 11, 11, 11; tried: " in message
-    assert "learning rate x 0.03" in message
+    assert "Gave up: 3 earlier failures within 1000 steps (at 11, 11, 11; tried: " in message
+    assert "learning rate x 0.01," in message
     assert "jemstone doctor" in message
     assert "first in the labelled batch" in message
     assert (caught.value.verdict, caught.value.step) == ("non_finite", 11)
@@ -385,7 +393,7 @@ def test_old_failures_do_not_count(tmp_path, digits, spoil):
     train(session)
     assert_healthy(session)
     assert len(events(session, "recovered")) == 4
-    with pytest.raises(Diverged, match="Gave up after 1 recoveries within 4 steps"):
+    with pytest.raises(Diverged, match="Gave up: 1 earlier failures within 4 steps"):
         train(Session.start(tiny(recovery=patient | {"within": 4}), digits))
 
 
@@ -400,40 +408,126 @@ def test_without_attempts_the_first_failure_is_raised_as_it_is(tmp_path, digits,
     assert session.recovery.snapshots == []  # nothing is kept that nothing asks for
 
 
-def snapshots_of(session, *steps):
-    session.recovery.snapshots = [Checkpoint({}, {"step": step}) for step in steps]
-
-
 @pytest.mark.parametrize(
     ("onset", "treatment", "target", "asked"),
     [
         (31, Treatment(), 30, 0),
         (30, Treatment(), 25, 0),
-        (22, Treatment(), 20, 0),
-        (20, Treatment(), 10, 1),  # memory begins at 20: files are read, and no more of them than needed
-        (10, Treatment(), 5, 2),
+        (22, Treatment(), 20, 1),  # memory begins at 20: files are read, and no more of them than needed
+        (20, Treatment(), 10, 2),  # the one before is read to compare
+        (10, Treatment(), 5, 3),
         (3, Treatment(), 0, 3),
         (0, Treatment(), 0, 3),  # nothing is older: the oldest there is
         (7, Treatment((9,), (), 0, restored=5, since=25), 25, 0),  # cured at 25: not back into the illness
         (7, Treatment((9,), ("non_finite",), 1, restored=5, since=25), 25, 0),  # eased at 25: healthy until then
-        (31, Treatment((9,), ("non_finite",), 1, restored=25, since=25), 20, 0),  # relapse: behind the last target
-        (31, Treatment((9,), ("non_finite",), 2, restored=10, since=10), 5, 2),
+        (31, Treatment((9,), ("non_finite",), 1, restored=25, since=25), 20, 1),  # relapse: behind the last target
+        (31, Treatment((9,), ("non_finite",), 2, restored=10, since=10), 5, 3),
+        (125, Treatment((9,), ("non_finite",), 1, restored=25, since=25), 20, 1),
+        (126, Treatment((9,), ("non_finite",), 1, restored=25, since=25), 30, 0),  # two windows later: no relapse
     ],
 )
-def test_the_target_is_the_newest_state_from_before_the_trend(digits, onset, treatment, target, asked):
+def test_the_target_is_the_newest_state_from_before_the_trend(digits, monkeypatch, onset, treatment, target, asked):
+    found, read = target_among(dict.fromkeys(range(0, 31, 5), 1.0), digits, monkeypatch, onset, treatment)
+    assert found == target
+    assert len(read) == asked
+
+
+def target_among(losses, digits, monkeypatch, onset, treatment):
+    """The target and the files read for it: states at 30, 25 and 20 are in memory, of 10, 5 and 0 on disk."""
     session = Session.start(tiny(), digits)
-    read = []
+    read, restored = [], []
 
     def older():
         for step in (10, 5, 0):
             read.append(step)
             yield Checkpoint({}, {"step": step})
 
+    monkeypatch.setattr(TrainState, "restore", lambda state, checkpoint: restored.append(checkpoint.step))
     recovery = Recovery(session.trainer, older)
+    monkeypatch.setattr(recovery, "_class_nll", lambda state: losses[restored[-1]])
     recovery.snapshots = [Checkpoint({}, {"step": step}) for step in (20, 25, 30)]
     problem = Diverged(32, "", {}, onset=onset)
-    assert recovery._target(problem, treatment).step == target
+    return recovery._target(session.state, problem, treatment).step, read
+
+
+@pytest.mark.parametrize(
+    ("onset", "losses", "target", "asked"),
+    [
+        (31, {30: 1.0, 25: 0.96, 20: 0.5}, 30, 0),  # no better by more than noise, whatever came before
+        (31, {30: 1.0, 25: 0.94, 20: 0.90}, 25, 0),
+        (31, {30: 1.0, 25: 0.9, 20: 0.8, 10: 0.7, 5: 0.7, 0: 0.1}, 10, 2),  # into the files
+        (31, {30: 1.0, 25: 0.9, 20: 0.8, 10: 0.7, 5: 0.6, 0: 0.5}, 0, 3),
+        (31, {30: 1.0, 25: math.inf}, 30, 0),
+        (30, {25: math.inf, 20: 1.0, 10: 1.0}, 20, 1),
+        (30, {30: 9.0, 25: 1.0, 20: 1.0}, 25, 0),  # what lies behind the onset is compared with nothing
+    ],
+)
+def test_the_target_steps_back_while_the_state_before_classifies_better(
+    digits, monkeypatch, onset, losses, target, asked
+):
+    found, read = target_among(losses, digits, monkeypatch, onset, Treatment())
+    assert found == target
     assert len(read) == asked
+
+
+def test_a_state_is_judged_on_labelled_training_examples_and_left_as_it_was(digits):
+    session = Session.start(tiny(network={"norm": "batch", "dropout": 0.1}), digits)
+    before = bits(session)
+    random = torch.get_rng_state()
+    loss = session.recovery._class_nll(session.state)
+    assert 0.5 < loss < 5
+    assert session.recovery._class_nll(session.state) == loss
+    assert torch.equal(torch.get_rng_state(), random)
+    after = bits(session)
+    assert before[1] == after[1]
+    assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    with torch.no_grad():
+        for p in session.state.model.parameters():
+            p.mul_(math.nan)
+    assert session.recovery._class_nll(session.state) == math.inf
+    unsupervised = Session.start(tiny(weights={"class_nll": 0.0, "marginal": 1.0}), digits)
+    assert unsupervised.recovery._class_nll(unsupervised.state) == 0
+
+
+@pytest.mark.parametrize(("onset", "rung"), [(40, 2), (31, 2), (30, 1), (3, 1)])
+def test_a_failure_whose_trend_took_less_than_a_fifth_of_a_window_is_sudden(digits, onset, rung):
+    session = Session.start(tiny(), digits)
+    assert session.config.limits.window == 50
+    details = session.recovery.recover(
+        session.state, Diverged(40, "", {}, verdict="gap_explosion", onset=onset)
+    ).details
+    assert details["rung"] == session.state.treatment.rung == rung
+    assert details["remedy"] == remedy_at(rung, "gap_explosion").in_words()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, 26),  # two windows of 50 steps, and the state at their beginning
+        ({"keep_checkpoints": 40}, 40),
+        ({"checkpoint_every": 1000}, 3),
+        ({"limits": {"window": 0}}, 3),
+        ({"recovery": {"attempts": 0}}, 3),
+    ],
+)
+def test_checkpoints_reach_two_windows_back_where_recovery_may_need_them(tmp_path, digits, monkeypatch, changes, kept):
+    asked = []
+    monkeypatch.setattr(session_module, "save_checkpoint", lambda folder, checkpoint, *, keep: asked.append(keep))
+    Session.start(tiny(**changes), digits, run=tmp_path / "run")
+    assert asked == [kept]
+
+
+def test_a_state_saved_because_of_a_failure_drives_no_older_one_out(tmp_path, digits, spoil):
+    spoil([10])
+    config = tiny(keep_checkpoints=1, limits={"window": 0})
+    on_disk, in_memory = Session.start(config, digits, run=tmp_path / "run"), Session.start(config, digits)
+    folder = on_disk.run.path / "checkpoints"
+    held = [
+        {row["step"]: [int(path.stem[-2:]) for path in list_checkpoints(folder)] for row in on_disk.train()},
+        {row["step"]: [saved.step for saved in in_memory._saved] for row in in_memory.train()},
+    ]
+    for steps in held:
+        assert (steps[9], steps[10], steps[11], steps[13]) == ([8], [8, 9], [8, 9], [12])
 
 
 def test_memory_holds_the_last_snapshots_since_the_last_checkpoint(digits):
@@ -622,7 +716,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(tmp_pa
 def test_two_damaged_checkpoints_are_both_named(tmp_path, digits):
     session = Session.start(tiny(), digits, run=tmp_path / "run")
     train(session)
-    files = list_checkpoints(session.run.path / "checkpoints")
+    files = list_checkpoints(session.run.path / "checkpoints")[-3:]
     for path in files[1:]:
         path.write_bytes(truncated(path.read_bytes()))
     with pytest.warns(UserWarning, match="Going on from") as caught:

@@ -9,9 +9,12 @@ from jemstone.data import Dataset, Split, load_dataset, to_box
 from jemstone.data.sources import absolute_source
 from jemstone.errors import CheckpointError, ConfigError, DataError, Diverged, RunError
 from jemstone.evaluation.evaluate_run import buffer_chains
+from jemstone.networks.layers import SeparateBatchNorm2d
+from jemstone.networks.modes import in_mode
 from jemstone.rng import generator
 from jemstone.runs import Run
 from jemstone.sampling import ClassGaussian
+from jemstone.training import diagnostics
 from jemstone.training.checkpoint import list_checkpoints
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.session import Session
@@ -43,7 +46,8 @@ def test_every_recipe_trains(name, digits):
     session = Session.start(tiny(name, steps=3, augment={"crop_padding": 2}), digits)
     rows = list(session.train())
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert {"validation_accuracy", "validation_nll"} <= rows[-1].keys()
+    assert {"validation_accuracy", "validation_nll", "evaluation_accuracy"} <= rows[-1].keys()
+    assert "evaluation_accuracy" not in rows[0]
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -54,7 +58,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert [row["step"] for row in run.rows("metrics.jsonl")] == [2, 4, 5, 6, 8, 10]
     assert [row["event"] for row in run.rows("events.jsonl")] == ["started", "validation", "validation", "finished"]
     names = [path.name for path in list_checkpoints(run.path / "checkpoints")]
-    assert names == ["step-00000008.safetensors", "step-00000010.safetensors"]
+    assert names == [f"step-000000{step}.safetensors" for step in ("00", "04", "08", "10")]  # two windows back
 
 
 def test_what_was_trained_comes_back(finished):
@@ -71,6 +75,42 @@ def test_what_was_trained_comes_back(finished):
         trained.initial()(labels, torch.Generator().manual_seed(0)),
     )
     assert torch.equal(a, b)
+
+
+def test_evaluation_accuracy_is_that_of_the_model_to_use_on_training_examples(finished, digits):
+    few = digits.train.spread(512)
+    assert len(few) == 512
+    with torch.no_grad(), in_mode(finished.model, training=False):
+        correct = finished.model(to_box(few.inputs)).argmax(dim=1) == few.labels
+    rows = {row["step"]: row for row in finished.run.rows("metrics.jsonl")}
+    assert rows[10]["evaluation_accuracy"] == pytest.approx(correct.double().mean().item())
+    assert [step for step, row in rows.items() if "evaluation_accuracy" in row] == [5, 10]
+
+
+def test_fresh_chains_live_as_long_as_those_at_the_end_of_training(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(diagnostics, "energy_auc", lambda real, negatives: torch.tensor(1.0))
+    config = tiny(steps=3, chains={"max_steps": 4})
+    list(Session.start(config, digits, run=tmp_path / "run").train())
+    trained = load_trained(tmp_path / "run")
+    assert (config.chains.steps, trained.chain_steps) == (2, 4)
+    assert trained.chain_life == 4 / config.chains.restart_rate == 80
+
+
+def flat(norm):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.Flatten(), nn.Linear(144, 10))
+
+
+def test_statistics_that_a_network_cannot_have_are_refused(digits):
+    frozen = tiny(network={"norm": "batch", "statistics": "frozen"})
+    with pytest.raises(ConfigError, match=r"there is none: set classifier_steps"):
+        Session.start(frozen, digits)
+    Session.start(frozen.with_values(classifier_steps=2), digits)
+    Session.start(frozen, digits, flat(nn.BatchNorm2d))  # it may have been trained
+    separate = tiny(network={"norm": "batch", "statistics": "separate"})
+    with pytest.raises(ConfigError, match=r"two sets of running averages.*SeparateBatchNorm2d"):
+        Session.start(separate, digits, flat(nn.BatchNorm2d))
+    Session.start(separate, digits, flat(SeparateBatchNorm2d))
+    Session.start(separate, digits)
 
 
 def test_samples_are_reproducible_and_stay_in_the_box(finished):

@@ -30,7 +30,8 @@ def test_the_ladder_ends():
         treatment = treatment.after_failure("energy_runaway", step, 0, 10)
     assert treatment.rung == TOP_RUNG == len(RATES)
     assert len(treatment.failures) == 12
-    assert treatment.remedy.learning_rate == RATES[-1]
+    assert treatment.remedy.learning_rate == RATES[-2]  # an anchor is a rung behind
+    assert treatment.after_failure("non_finite", 12, 0, 10).remedy.learning_rate == RATES[-1]
 
 
 def test_a_rung_is_left_after_its_probation_and_not_before():
@@ -139,3 +140,23 @@ def test_round_trip_through_json():
     assert hash(back) == hash(treatment)  # tuples, not lists
     assert Treatment.from_dict(asdict(treatment)) == treatment
     assert Treatment.from_dict({}) == Treatment()
+
+
+ANCHORED = ("energy_runaway", "gap_explosion", "dead_sampler", "saturated_chains")
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_an_anchor_is_tried_at_the_full_learning_rate_first(verdict):
+    rates = [remedy_at(rung, verdict).learning_rate for rung in range(1, TOP_RUNG + 1)]
+    assert rates == [1.0, *RATES[:-1]] if verdict in ANCHORED else rates == list(RATES)
+    anchored = [remedy_at(rung, verdict).energy_l2 > 0 for rung in range(1, TOP_RUNG + 1)]
+    assert anchored == [verdict in ANCHORED] * TOP_RUNG
+
+
+def test_a_sudden_failure_starts_on_the_second_rung_and_later_ones_climb_as_ever():
+    first = Treatment().after_failure("gap_explosion", 40, 25, 100, sudden=True)
+    assert (first.rung, first.probation) == (2, 100)
+    assert first.after_failure("gap_explosion", 50, 25, 100, sudden=True).rung == 3
+    gradual = Treatment().after_failure("gap_explosion", 40, 25, 100)
+    assert gradual.after_failure("gap_explosion", 50, 25, 100, sudden=True).rung == 2
+    assert replace(first, rung=TOP_RUNG).after_failure("non_finite", 60, 25, 100, sudden=True).rung == TOP_RUNG

@@ -127,7 +127,7 @@ def _anchor(verdict: str, config: TrainConfig | None) -> Change | None:
         "optimizer.clip_norm": "the gradient norm clipped at 1",
     }
     words = " and ".join(parts[name] for name in settings)
-    both = "; this mended such runs at the full learning rate, and raised their accuracy" if len(settings) == 2 else ""
+    both = "; on digits this mended such runs at the full learning rate" if len(settings) == 2 else ""
     return Change(settings, words + both) if settings else None
 
 

@@ -122,7 +122,7 @@ class Recovery:
                 continue
             state.restore(snapshot)
             older_loss = self._class_nll(state)
-            if not older_loss < TOLERANCE * loss:
+            if math.isfinite(loss) and not older_loss < TOLERANCE * loss:
                 break
             best, loss = snapshot, older_loss
         return best
@@ -166,7 +166,7 @@ def _explained(problem: Diverged, recent: list[int], within: int, remedies: list
         return problem
     tried = f"; tried: {', '.join(remedies)}" if remedies else ""
     reason = (
-        f"{problem.reason}. Gave up after {len(recent)} recoveries within {within} steps (failures at steps "
+        f"{problem.reason}. Gave up: {len(recent)} earlier failures within {within} steps (at "
         f"{', '.join(map(str, recent))}{tried}). `jemstone doctor RUN` says what to change"
     )
     return Diverged(

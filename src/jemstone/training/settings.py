@@ -171,9 +171,9 @@ class Limits:
         median_gap: largest median |gap| over half a window, nats.
         saturated: how much larger a share of the chains' pixels may sit at the border of the box than of data's.
         distinct: smallest typical distance between negatives, relative to that between real inputs.
-        class_coverage: smallest share of the classes that negatives cover.
-        accuracy_drop: how far accuracy may fall, as a share of examples: on training batches below its best, and on
-            held-out data below training batches.
+        class_coverage: smallest share of the classes that negatives cover, relative to that of the real batch.
+        accuracy_drop: how far accuracy may fall, as a share of examples: on training batches below its best, and in
+            evaluation mode, on training examples, below training batches.
     """
 
     energy: float = 1e4
