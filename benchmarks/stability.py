@@ -132,7 +132,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             cmap="RdYlGn",
         )
         for (i, line), (j, _) in itertools.product(enumerate(grid), enumerate(CHAIN_STEPS)):
-            good = sum(sound(x) and x["accuracy"] > LOST and x.get("fall", 0.0) <= FALL for x in line[j])
+            good = sum(sound(x) and x["accuracy"] > LOST and (guarded or x["fall"] <= FALL) for x in line[j])
             ax.text(j, i, f"{good}/{len(line[j])}", ha="center", va="center", fontsize=8)
         ax.set_xticks(range(len(CHAIN_STEPS)), CHAIN_STEPS)
         ax.set_yticks(range(len(RATES)), [f"{rate}x" for rate in RATES])
