@@ -97,3 +97,12 @@ def test_resume_after_a_kill():
     assert found["began"] == 28  # the kill at step 31 lost three steps
     assert found["steps"] == 60
     assert found["equal"] is True
+
+
+def test_recovery_mends_what_comes_apart_without_it():
+    found = result("06", 100)
+    assert found["without"]["failures"] == ()
+    assert abs(found["without"]["gap"]) > 50
+    assert found["with"]["failures"]
+    assert abs(found["with"]["gap"]) < 5
+    assert found["with"]["accuracy"] > found["without"]["accuracy"] + 0.3

@@ -189,9 +189,9 @@ def _column(text: str) -> tuple[str, str]:
 def _recipes(options: Namespace, console: Console) -> None:
     for name, (config, summary, source) in RECIPES.items():
         chains, optimizer = config.chains, config.optimizer
-        moves = (
-            f"{chains.steps} {chains.kernel} steps from {chains.start} starts" if config.weights.generative else "none"
-        )
+        steps = f"{chains.steps} to {chains.max_steps}" if chains.max_steps else str(chains.steps)
+        moves = f"{steps} {chains.kernel} steps from {chains.start} starts" if config.weights.generative else "none"
+        moves += f" after {config.classifier_steps} steps as a classifier" if config.classifier_steps else ""
         descent = f"{optimizer.name} {optimizer.learning_rate:g}" + (" with ASAM" if optimizer.sam_adaptive else "")
         console.print(Text.assemble((name, "bold"), f"  ({source})\n  {summary}"))
         details = (
