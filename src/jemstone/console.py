@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jemstone.doctor import Case, Diagnosis
-from jemstone.errors import Diverged
+from jemstone.errors import VERDICTS, Diverged
 from jemstone.evaluation import Result, comparison
-from jemstone.training.guard import VERDICTS
 from jemstone.training.loop import Metrics
 from jemstone.training.session import Session
 

@@ -35,6 +35,16 @@ class MissingExtra(JemstoneError, ImportError):
         )
 
 
+VERDICTS = {
+    "non_finite": "a number is not finite",
+    "energy_runaway": "energies grow without bound",
+    "gap_explosion": "the energies of data and negatives run apart",
+    "dead_sampler": "chains no longer reach low energies, or no longer move",
+    "saturated_chains": "chains sit at the border of the box",
+    "buffer_collapse": "the chains have become few images, or few classes",
+    "accuracy_collapse": "the classifier has lost what it had learnt",
+}
+"""Every verdict, in the order in which they are looked for."""
 TOLD = ("loss", "grad_norm", "energy_real", "energy_negatives", "train_accuracy")
 """The metrics that the message of `Diverged` names; the others are in its `metrics`."""
 

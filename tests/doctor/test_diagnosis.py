@@ -8,11 +8,10 @@ import pytest
 from jemstone.doctor import diagnose, open_case
 from jemstone.doctor.causes import MEANINGS, changes, why
 from jemstone.doctor.trends import window_rows
-from jemstone.errors import ConfigError, RunError
+from jemstone.errors import VERDICTS, ConfigError, RunError
 from jemstone.parsers import expand, make_parser
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
-from jemstone.training.guard import VERDICTS
 from jemstone.training.recipes import RECIPES, recipe
 
 HEALTHY = {

@@ -7,9 +7,8 @@ import re
 import pytest
 
 from jemstone.report import plots, write_report
-from jemstone.report.history import VERDICTS, happenings, recovered_in_words
+from jemstone.report.history import happenings, recovered_in_words
 from jemstone.report.read import read_run
-from jemstone.training import guard
 
 RECOVERED = {
     **{"event": "recovered", "step": 1250, "failed_step": 1466, "onset": 1454, "verdict": "gap_explosion"},
@@ -30,10 +29,6 @@ def ill(make_run):
     path = make_run("ill", steps=200)
     (path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
     return path
-
-
-def test_the_words_for_verdicts_are_those_of_the_guard():
-    assert VERDICTS == guard.VERDICTS
 
 
 def test_every_event_has_a_row_in_words(ill):

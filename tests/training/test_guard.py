@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from jemstone.errors import Diverged
-from jemstone.training.guard import VERDICTS, WATCHED, check, check_evaluation, judge
+from jemstone.errors import VERDICTS, Diverged
+from jemstone.training.guard import WATCHED, check, check_evaluation, judge
 from jemstone.training.settings import Limits
 from jemstone.training.treatment import TOP_RUNG, remedy_at
 

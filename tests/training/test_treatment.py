@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from jemstone.errors import VERDICTS
 from jemstone.objective import LossWeights
 from jemstone.training.config import ChainConfig, TrainConfig
-from jemstone.training.guard import VERDICTS
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.treatment import RATES, TOP_RUNG, Remedy, Treatment, remedy_at, settings_at
 

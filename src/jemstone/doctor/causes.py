@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jemstone.errors import VERDICTS
 from jemstone.training.config import TrainConfig
-from jemstone.training.guard import VERDICTS
 from jemstone.training.treatment import remedy_at
 
 MEANINGS = {**VERDICTS, "loss_runaway": "the loss grows without bound"}

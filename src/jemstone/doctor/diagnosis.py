@@ -23,7 +23,7 @@ class Finding:
     """One verdict: when, how it shows, why it happens, what to change, and what recovery did about it.
 
     Attributes:
-        verdict: its name, a key of `jemstone.training.guard.VERDICTS`, or `loss_runaway`.
+        verdict: its name, a key of `jemstone.errors.VERDICTS`, or `loss_runaway`.
         spans: (onset, failed) of each time that it was reached: the step at which the trend began, and the step at
             which it was seen.
         what: the evidence, in words with numbers.

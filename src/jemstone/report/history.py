@@ -6,18 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jemstone.errors import VERDICTS
 from jemstone.report.read import RunRecord
 
-VERDICTS = {
-    "non_finite": "a number is not finite",
-    "energy_runaway": "energies grow without bound",
-    "gap_explosion": "the energies of data and negatives run apart",
-    "dead_sampler": "chains no longer reach low energies, or no longer move",
-    "saturated_chains": "chains sit at the border of the box",
-    "buffer_collapse": "the chains have become few images, or few classes",
-    "accuracy_collapse": "the classifier has lost what it had learnt",
-}
-"""Those of the guard, said again: the report reads files alone, and so imports no torch."""
 ADVICE = "`jemstone doctor RUN` says what to change"
 """How a reason ends where recovery gave up; the page names the command with the run's own path."""
 KINDS = ("recovered", "diverged", "damaged", "resumed")
