@@ -220,7 +220,7 @@ def _both_logits(
         logits = model(real.x)
     with statistics_recorded(model) as of_negatives, _passing_negatives(model, statistics):
         logits_negatives = model(negatives)
-    distance = statistics_distance(of_real, of_negatives) if of_real else None
+    distance = statistics_distance(of_real, of_negatives).to(logits.device) if of_real else None
     return logits, logits_negatives, distance
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,18 @@ def _stays(row: Mapping[str, Any], step: int, recoveries: int) -> bool:
     if row.get("event") == "recovered":
         return bool(row["attempt"] <= recoveries)
     return row["step"] <= step or row.get("event") in HISTORY
+
+
+def surviving(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """The rows that led to the last one: going back to an earlier step discards what came after it."""
+    kept: list[Mapping[str, float]] = []
+    for row in rows:
+        if not math.isfinite(row.get("step", math.nan)):
+            continue
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
 
 
 def is_free(path: Path) -> bool:

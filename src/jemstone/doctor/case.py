@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from jemstone.doctor.diagnosis import Diagnosis, diagnose
 from jemstone.doctor.losses import read_losses
 from jemstone.errors import ConfigError, RunError
-from jemstone.runs import Run
+from jemstone.runs import Run, surviving
 from jemstone.training.config import TrainConfig
 
 
@@ -69,8 +68,7 @@ def _run(run: Run) -> Case:
         pass  # without the size of the data the total is not known, and nothing else is lost
     rows = [_numbers(row) for row in run.rows("metrics.jsonl") if isinstance(row, dict)]
     events = tuple(event for event in run.rows("events.jsonl") if isinstance(event, dict))
-    surviving = tuple(_surviving([row for row in rows if math.isfinite(row.get("step", math.nan))]))
-    return Case(run.path, run.path / "doctor.png", surviving, events, config, tuple(reading), total)
+    return Case(run.path, run.path / "doctor.png", tuple(surviving(rows)), events, config, tuple(reading), total)
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -79,13 +77,3 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
         for name, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def _surviving(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
-    """The rows that led to the last one: a killed run may have left rows that were written again."""
-    kept: list[Mapping[str, float]] = []
-    for row in rows:
-        while kept and kept[-1]["step"] >= row["step"]:
-            kept.pop()
-        kept.append(row)
-    return kept

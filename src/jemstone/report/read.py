@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jemstone.errors import RunError
-from jemstone.runs import FORMAT
+from jemstone.runs import FORMAT, surviving
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RunRecord:
     def validation(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of one number measured on the validation set."""
         rows = [_numbers(event) for event in self.events if event.get("event") == "validation"]
-        return _curve(_surviving(rows), key)
+        return _curve(surviving(rows), key)
 
     def event_steps(self, kind: str) -> list[int]:
         """The steps at which an event of this kind happened."""
@@ -121,7 +121,7 @@ def read_run(path: Path) -> RunRecord:
         config=head["config"],
         data=_mapping(head.get("data")),
         environment=_mapping(head.get("environment")),
-        metrics=_surviving([_numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)]),
+        metrics=tuple(surviving([_numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)])),
         events=tuple(_read_lines(path / "events.jsonl", problems)),
         results=_results(results, problems),
         **_figures(figures or {}, problems),
@@ -185,18 +185,6 @@ def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
             rows.append(row)
     problems += [f"{file.name} has {damaged} damaged line(s), which are left out."] if damaged else []
     return rows
-
-
-def _surviving(rows: Sequence[Mapping[str, float]]) -> tuple[Mapping[str, float], ...]:
-    """The rows that led to the final weights: going back to an earlier step discards what came after it."""
-    kept: list[Mapping[str, float]] = []
-    for row in rows:
-        if not math.isfinite(row.get("step", math.nan)):
-            continue
-        while kept and kept[-1]["step"] >= row["step"]:
-            kept.pop()
-        kept.append(row)
-    return tuple(kept)
 
 
 def _curve(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:

@@ -83,7 +83,6 @@ class Recovery:
         if len(recent) >= settings.attempts:
             raise _explained(problem, recent, settings.within, treatment.remedy.in_words()) from problem
         target = self._target(state, problem, treatment)
-        self.snapshots = [s for s in self.snapshots if s.step <= target.step] or [target]
         state.restore(target)
         sudden = problem.step - problem.onset < SUDDEN * self.trainer.recipe.limits.window
         state.treatment = treatment.after_failure(
@@ -136,7 +135,8 @@ class Recovery:
             return 0.0
         few = self.trainer.streams.labelled.split.spread(REFERENCE)
         where = (self.trainer.recipe.seed, "recovery", state.step)
-        with in_mode(state.model, training=True), running_statistics_held(state.model), seeded(*where), torch.no_grad():
+        dropout = seeded(*where, device=self.trainer.fabric.device)
+        with in_mode(state.model, training=True), running_statistics_held(state.model), dropout, torch.no_grad():
             loss = float(cross_entropy(state.model(to_box(few.inputs)), few.labels))
         return loss if math.isfinite(loss) else math.inf
 
