@@ -20,9 +20,7 @@ from jemstone.errors import ConfigError, DataError, MissingExtra
 from jemstone.evaluation.forward import device_of, frozen
 from jemstone.evaluation.intervals import Result, exact_proportion
 from jemstone.rng import generator
-
-STEP = 2.5
-"""Step size times steps, in units of the radius: enough to reach any point of the ball from any start in it."""
+from jemstone.training.adversarial import STEP
 
 Norm = Literal["linf", "l2"]
 
