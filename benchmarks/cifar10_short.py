@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import common
 
-from jemstone.evaluation import Protocol
+from jemstone.evaluation import BUDGETS
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.report import write_report
 from jemstone.runs import Run
@@ -49,7 +50,10 @@ def main() -> None:
             print({key: round(value, 4) for key, value in row.items()}, flush=True)
     seconds = time.perf_counter() - began
     rows = Run(options.out).rows("metrics.jsonl")
-    protocol = Protocol(attack_images=50, attack_steps=10, linf=(0.01, 0.03), l2=(0.25, 0.5), ood_images=1000)
+    quick = BUDGETS["quick"]
+    attacks = replace(quick.robustness, images=50, steps=10, linf=(0.01, 0.03), l2=(0.25, 0.5), black_box_images=0)
+    protocol = replace(quick, ood=replace(quick.ood, images=1000), robustness=attacks)
+    protocol = protocol.only("calibration", "ood", "robustness")
     results = evaluate_run(options.out, protocol=protocol, on_progress=print)
     write_report([options.out], options.out / "report.html")
     content = {

@@ -16,6 +16,7 @@ from pathlib import Path
 import common
 
 from jemstone.demo import RECIPES
+from jemstone.evaluation import BUDGETS
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.report import write_report
 from jemstone.training.recipes import recipe
@@ -38,7 +39,7 @@ def main() -> None:
                 moves = steps * session.config.chains.steps * session.config.real_batch_size
                 rate = moves / seconds[f"{name}: training"]
             began = time.perf_counter()
-            evaluate_run(out / name)
+            evaluate_run(out / name, protocol=BUDGETS["quick"])
             seconds[f"{name}: evaluation"] = time.perf_counter() - began
         began = time.perf_counter()
         write_report([out / name for name in RECIPES], out / "report.html")

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import common
 
+from jemstone.evaluation import BUDGETS
 from jemstone.evaluation.evaluate_run import evaluate_run, read_results
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import recipe
 from jemstone.training.session import Session
 
+PROTOCOL = BUDGETS["quick"].only("calibration", "ood", "robustness", "generation")
 SHOWN = {
     "accuracy": "accuracy",
     "nll": "NLL",
@@ -58,7 +60,7 @@ def main() -> None:
                 session = Session.resume(run) if run.exists() else Session.start(config.with_values(seed=seed), run=run)
                 for _ in session.train():
                     pass
-                evaluate_run(run)
+                evaluate_run(run, protocol=PROTOCOL)
             values = {result.name: round(result.value, 5) for result in read_results(run)}
             rows.append({"configuration": name, "seed": seed, **values})
             print(name, seed, {SHOWN[key]: values[key] for key in ("accuracy", "ece", "pgd_linf/0.15")}, flush=True)

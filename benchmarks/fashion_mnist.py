@@ -14,12 +14,15 @@ from pathlib import Path
 
 import common
 
+from jemstone.evaluation import BUDGETS
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.report import write_report
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import recipe
 from jemstone.training.session import Session
+
+PROTOCOL = BUDGETS["quick"].only("calibration", "ood", "robustness", "generation")
 
 
 def configurations(data: Path, epochs: float) -> dict[str, TrainConfig]:
@@ -52,7 +55,9 @@ def main() -> None:
             if row["step"] % 100 == 0:
                 print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
         trained = time.perf_counter() - began
-        results = evaluate_run(run, ood={"mnist": str(options.data / "mnist.npz")}, on_progress=print)
+        results = evaluate_run(
+            run, ood={"mnist": str(options.data / "mnist.npz")}, protocol=PROTOCOL, on_progress=print
+        )
         settings = config.to_dict() | {"data": {"source": "fashion_mnist.npz"}}
         content[name] = {
             "config": settings,

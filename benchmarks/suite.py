@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import numpy as np
-import scipy.linalg
 import scipy.stats
 import torch
 from torch import Tensor
 
-from jemstone import Dataset, EnergyClassifier, Protocol, Session, TrainConfig, evaluate, generate, generator
+from jemstone import Dataset, EnergyClassifier, Session, TrainConfig, evaluate, generate, generator
 from jemstone.data import to_box
+from jemstone.evaluation import BUDGETS
+from jemstone.evaluation.distances import frechet
+from jemstone.evaluation.features import moments_of
 from jemstone.networks.modes import in_mode, statistics_of_negatives
 
-PROTOCOL = Protocol(name="suite", attack_images=200, attack_steps=20, linf=(0.05,), l2=(), resamples=200)
+QUICK = BUDGETS["quick"]
+PROTOCOL = replace(
+    QUICK,
+    name="suite",
+    resamples=200,
+    robustness=replace(QUICK.robustness, images=200, steps=20, linf=(0.05,), l2=(), black_box_images=0),
+).only("calibration", "ood", "robustness")
 SAMPLES, COMPONENTS = 1000, 64
 
 
@@ -25,7 +35,7 @@ def score(session: Session, ood: Mapping[str, Tensor] | None = None) -> dict[str
     model, data = session.model, session.data
     with in_mode(model, training=False):
         results = {r.name: r.value for r in evaluate(model, data, ood=ood, protocol=PROTOCOL).results}
-    aurocs = {n.split("/")[1]: v for n, v in results.items() if n.endswith("log_density/auroc")}
+    aurocs = {n.split("/")[1]: v for n, v in results.items() if fnmatchcase(n, "ood/*/log_density/auroc")}
     scores = {
         "accuracy": results["accuracy"],
         "nll": results["nll"],
@@ -54,15 +64,8 @@ def sample_distance(session: Session, model: EnergyClassifier, data: Dataset) ->
     mean = real.mean(axis=0)
     _, _, axes = np.linalg.svd(real - mean, full_matrices=False)
     project = axes[:COMPONENTS].T
-    return frechet((real - mean) @ project, (x.flatten(1).double().numpy() - mean) @ project)
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """||m_a - m_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two point sets (n, d)."""
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(covariance_a @ covariance_b)
-    difference = a.mean(axis=0) - b.mean(axis=0)
-    return float(difference @ difference + np.trace(covariance_a + covariance_b - 2 * np.real(root)))
+    samples = x.flatten(1).double().numpy()
+    return frechet(moments_of((real - mean) @ project), moments_of((samples - mean) @ project))
 
 
 def step_cost(config: TrainConfig) -> float:

@@ -3,17 +3,18 @@
 Importing torch takes seconds for each process, so runs are shared and most mistakes are made in this process.
 """
 
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -22,13 +23,17 @@ import jemstone.demo
 from jemstone.cli import main
 from jemstone.console import plain_console, results_table
 from jemstone.errors import Diverged
-from jemstone.evaluation import Protocol
-from jemstone.evaluation.evaluate_run import evaluate_run, read_results
+from jemstone.evaluation import BUDGETS
+from jemstone.evaluation.evaluate_run import read_results
+from jemstone.networks import WideResNet
+from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.loop import train_step
 from jemstone.training.recipes import RECIPES, recipe
 
 TINY = ["--chains.steps", "2", "--chains.buffer_size", "100", "--batch_size", "16", "--real_batch_size", "16"]
-CHEAP = Protocol(name="test", resamples=5, attack_images=4, attack_steps=1, linf=(0.1,), l2=(1.0,), ood_images=20)
+QUICK = BUDGETS["quick"]
+CHEAP = replace(QUICK, resamples=5, ood=replace(QUICK.ood, images=20)).only("calibration", "ood")
+FEW = ("--budget", "quick", "--only", "calibration", "ood", "robustness")
 
 
 def jemstone_process(*arguments, cwd=None):
@@ -117,7 +122,7 @@ def misused(capsys, *arguments):
 def test_without_arguments_the_help_is_printed():
     done = jemstone_process()
     assert done.returncode == 0
-    for command in ("train", "evaluate", "sample", "report", "doctor", "recipes", "demo"):
+    for command in ("train", "evaluate", "compare", "import", "sample", "report", "doctor", "recipes", "demo"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -162,7 +167,8 @@ def test_resume_ends_where_the_run_would_have_ended(run, copy):
 def evaluated(run, classifier, home):
     rng = np.random.default_rng(0)
     np.savez(home / "letters.npz", test_images=rng.integers(0, 256, (40, 12, 12, 3), dtype=np.uint8))
-    return jemstone_process("evaluate", "jem", "--ood", "letters=letters.npz", "--against", "classifier", cwd=home)
+    near = ("--near", "letters=letters.npz")
+    return jemstone_process("evaluate", "jem", *near, *FEW, "--against", "classifier", cwd=home)
 
 
 def test_evaluate_writes_results_and_shows_both_runs(evaluated, run, classifier):
@@ -227,15 +233,17 @@ def test_a_wrong_use_has_status_2_and_a_short_usage(home):
 
 
 DEMO = """
-import functools, sys
+import sys
 import jemstone.demo
-from jemstone import Protocol, evaluate_run, recipe
+from jemstone import recipe
 from jemstone.cli import main
+from jemstone.evaluation import BUDGETS
 
 small = {"network": {"name": "conv-8"}, "chains": {"steps": 2, "buffer_size": 100}, "steps": 3}
-cheap = Protocol(name="test", resamples=5, attack_images=4, attack_steps=1, linf=(0.1,), l2=(1.0,), ood_images=20)
+cheap = BUDGETS["quick"].only("calibration")
+assert jemstone.demo.BUDGETS is BUDGETS
+jemstone.demo.BUDGETS = {"quick": cheap}
 jemstone.demo.recipe = lambda name: recipe(name).with_values(**small)
-jemstone.demo.evaluate_run = functools.partial(evaluate_run, protocol=cheap)
 sys.exit(main(["demo", *sys.argv[1:]]))
 """
 
@@ -345,8 +353,8 @@ def asked(monkeypatch):
     """What `evaluate` asks for, without the work."""
     calls = []
 
-    def record(path, *, ood, on_progress):
-        calls.append((str(path), dict(ood)))
+    def record(path, *, ood, protocol, fresh, on_progress):
+        calls.append((str(path), dict(ood), protocol, fresh))
         return []
 
     monkeypatch.setattr("jemstone.cli.evaluate_run", record)
@@ -366,17 +374,67 @@ def asked(monkeypatch):
 )
 def test_foreign_sets_are_named_one_by_one_or_together_wherever_they_stand(arguments, asked):
     assert main(["evaluate", *arguments]) == 0
-    assert asked == [("run", {"a": "1", "b": "2"})]
+    assert [call[:2] for call in asked] == [("run", {"a": "1", "b": "2"})]
 
 
 def test_against_evaluates_both_runs_even_where_one_has_results(asked, copy):
     (copy / "results.json").write_text("[]")
     assert main(["evaluate", "run", "--against", str(copy), "--ood", "a=x=1"]) == 0
-    assert asked == [(str(copy), {"a": "x=1"}), ("run", {"a": "x=1"})]
+    assert [call[:2] for call in asked] == [(str(copy), {"a": "x=1"}), ("run", {"a": "x=1"})]
+
+
+def test_what_is_measured_is_what_was_asked_for(asked):
+    assert main(["evaluate", "run"]) == 0
+    assert main(["evaluate", "run", "--budget", "quick", "--only", "ood", "generation", "--fresh"]) == 0
+    assert main(["evaluate", "run", "--near", "a=1", "--ood", "b=2", "--extractor", "inception=x.pt"]) == 0
+    assert [call[1] for call in asked] == [{}, {}, {"a": "1", "b": "2"}]
+    assert [call[3] for call in asked] == [False, True, False]
+    assert asked[0][2] == BUDGETS["standard"]
+    assert asked[1][2] == BUDGETS["quick"].only("ood", "generation")
+    assert asked[2][2].ood.near == (*BUDGETS["standard"].ood.near, "a")
+    assert asked[2][2].generation.extractor == "inception=x.pt"
+
+
+def test_compare_shows_and_writes_one_table(evaluated, home):
+    done = jemstone_process("compare", "classifier", "jem", "--out", "t/a.md", "t/a.tex", "t/a.json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    table = (home / "t" / "a.md").read_text()
+    assert table.strip() in done.stdout
+    assert "| classifier" in table
+    assert "| jem" in table
+    assert "paired bootstrap" in table
+    assert "\\begin{tabular}" in (home / "t" / "a.tex").read_text()
+    assert [row["label"] for row in json.loads((home / "t" / "a.json").read_text())["rows"]] == ["classifier", "jem"]
+    assert "--out takes files that end in .md, .tex, .json" in done_of(home, "compare", "jem", "--out", "a.png")
+
+
+def done_of(home, *arguments):
+    done = jemstone_process(*arguments, cwd=home)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_import_makes_a_run_that_samples(tmp_path, monkeypatch, capsys):
+    """A file as the original release writes it: names of its own, a buffer inside."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(200) % 10
+    np.savez("set.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    network = WideResNet(10, 1, num_classes=10, in_channels=3, norm="none", activation="leaky_relu")
+    state = {LAYOUTS["jem"].key(key): value for key, value in network.state_dict().items()}
+    state |= {"f.linear.weight": torch.zeros(10, 64), "f.linear.bias": torch.zeros(10)}
+    torch.save({"model_state_dict": state, "replay_buffer": torch.zeros(20, 3, 32, 32)}, "CIFAR10_MODEL.pt")
+    arguments = ["CIFAR10_MODEL.pt", "--layout", "jem", "--network", "wrn-10-1", "--data", "set.npz", "--out", "jem"]
+    assert main(["import", *arguments]) == 0
+    assert capsys.readouterr().out == "Imported CIFAR10_MODEL.pt into jem. Next: jemstone evaluate jem\n"
+    assert main(["sample", "jem", "--count", "2", "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert "imported" in fails(capsys, "train", "--resume", "jem")
 
 
 def test_two_runs_of_one_name_are_two_columns(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jemstone.cli.evaluate_run", functools.partial(evaluate_run, protocol=CHEAP))
+    monkeypatch.setattr("jemstone.cli.BUDGETS", {"standard": CHEAP})
     one, two = (Path(shutil.copytree(run, tmp_path / part / "jem")) for part in "ab")
     for copied in (one, two):
         (copied / "results.json").unlink(missing_ok=True)
@@ -489,7 +547,7 @@ def test_interrupting_says_how_to_go_on(here, capsys, monkeypatch):
 
 
 def test_a_console_on_a_file_is_wide_enough_for_two_runs(evaluated):
-    line = next(line for line in evaluated.stdout.splitlines() if "ood/interpolated/approximate_mass/auroc" in line)
+    line = next(line for line in evaluated.stdout.splitlines() if "ood_mean/near/max_probability/auroc" in line)
     assert line.count("[") == 2
     assert line.count("]") == 2
 
@@ -523,14 +581,23 @@ MISTAKES = {
     "steps of the buffer": (("sample", "RUN", "--buffer", "--steps", "3"), "leave out --steps"),
     "no picture": (("sample", "RUN", "--out", "x.txt"), "a name that ends in .png; got x.txt"),
     "unwritable": (("sample", "RUN", "--count=1", "--steps=1", "--out", "RUN/config.json/x.png"), "config.json"),
-    "ood without a source": (("evaluate", "RUN", "--ood=letters"), "--ood takes NAME=SOURCE, for example"),
-    "ood with no source": (("evaluate", "RUN", "--ood", "letters="), "--ood takes NAME=SOURCE, for example"),
-    "ood alone": (("evaluate", "RUN", "--ood"), "--ood takes NAME=SOURCE, for example"),
-    "ood before an option": (("evaluate", "RUN", "--ood", "--full"), "--ood takes NAME=SOURCE, for example"),
-    "ood twice": (("evaluate", "RUN", "--ood", "a=x.npz", "--ood", "a=y.npz"), "--ood names two sets alike"),
-    "ood twice at once": (("evaluate", "--ood", "a=x.npz", "a=x.npz", "RUN"), "--ood names two sets alike"),
-    "ood without a name": (("evaluate", "RUN", "--ood", "=letters.npz"), "--ood takes NAME=SOURCE"),
+    "ood without a source": (("evaluate", "RUN", "--ood=letters"), "--ood and --near take NAME=SOURCE, for example"),
+    "ood with no source": (("evaluate", "RUN", "--ood", "letters="), "--ood and --near take NAME=SOURCE, for example"),
+    "ood alone": (("evaluate", "RUN", "--ood"), "--ood and --near take NAME=SOURCE, for example"),
+    "ood before an option": (("evaluate", "RUN", "--ood", "--full"), "--ood and --near take NAME=SOURCE, for example"),
+    "ood twice": (("evaluate", "RUN", "--ood", "a=x.npz", "--ood", "a=y.npz"), "--ood and --near name two sets alike"),
+    "ood twice at once": (("evaluate", "--ood", "a=x.npz", "a=x.npz", "RUN"), "--ood and --near name two sets alike"),
+    "ood without a name": (("evaluate", "RUN", "--ood", "=letters.npz"), "--ood and --near take NAME=SOURCE"),
     "ood missing": (("evaluate", "RUN", "--ood", "letters=gone.npz"), "There is no file gone.npz"),
+    "near alone": (("evaluate", "RUN", "--near"), "--ood and --near take NAME=SOURCE"),
+    "near and ood alike": (("evaluate", "RUN", "--near", "a=x.npz", "--ood", "a=y.npz"), "name two sets alike"),
+    "no such section": (
+        ("evaluate", "RUN", "--only", "fid"),
+        "There is no section 'fid'; choose from calibration, ood",
+    ),
+    "no such extractor": (("evaluate", "RUN", "--extractor", "vgg"), "pixels, inception=FILE"),
+    "compare nothing": (("compare", "gone"), "gone"),
+    "import nothing": (("import", "gone.pt", "--data", "digits", "--out", "x"), "gone.pt: there is no such file"),
     "evaluate nothing": (("evaluate", "gone"), "There is no run directory at gone"),
     "against nothing": (("evaluate", "RUN", "--against", "gone"), "There is no run directory at gone"),
     "report nothing": (("report", "gone"), "gone does not exist"),

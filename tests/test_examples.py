@@ -106,3 +106,25 @@ def test_recovery_mends_what_comes_apart_without_it():
     assert found["with"]["failures"]
     assert abs(found["with"]["gap"]) < 5
     assert found["with"]["accuracy"] > found["without"]["accuracy"] + 0.3
+
+
+def test_evaluate_any_classifier():
+    found = result("07", 300)
+    results = found["results"]
+    assert results["accuracy"].value > 0.93
+    assert results["scaled/ece"].value < results["ece"].value - 0.02  # 0.07 before, 0.02 after
+    assert found["aurocs"].keys() == {
+        *(f"ood/{name}" for name in ("noise", "constant", "inverted", "rotated", "interpolated")),
+        *("ood_mean/near", "ood_mean/far"),
+    }
+    assert found["aurocs"]["ood_mean/far"].value > 0.9
+    assert [warning["name"] for warning in found["warnings"]] == ["train-mode"]
+
+
+def test_compare_runs():
+    table = result("08", 100)
+    assert [row.label for row in table.rows] == ["plain", "noisy"]
+    assert [column.name for column in table.columns] == ["accuracy", "nll", "ece", "pgd_linf/0.05", "pgd_linf/0.1"]
+    assert table.tests == 5
+    assert all(cell.value > 0.8 for cell in (row.cells[0] for row in table.rows))
+    assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from jsonargparse import Namespace
@@ -18,11 +19,16 @@ from jemstone.data import grid
 from jemstone.demo import demo
 from jemstone.doctor import draw, open_case
 from jemstone.errors import ConfigError, Diverged, JemstoneError, RunError
-from jemstone.evaluation.evaluate_run import buffer_chains, evaluate_run
+from jemstone.evaluation.compare import compare_runs
+from jemstone.evaluation.evaluate_run import evaluate_run
+from jemstone.evaluation.protocol import BUDGETS
+from jemstone.evaluation.published import add_published
+from jemstone.evaluation.table_text import as_json, as_latex, as_markdown
 from jemstone.parsers import expand, make_parser
 from jemstone.report import write_report
 from jemstone.runs import write_atomically
 from jemstone.training.config import TrainConfig
+from jemstone.training.imported import import_checkpoint
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.session import Session
 from jemstone.training.trained import load_trained
@@ -94,33 +100,66 @@ def _config(options: Namespace) -> TrainConfig:
 
 
 def _evaluate(options: Namespace, console: Console) -> None:
-    pairs = [_named_source(text) for text in options.ood]
+    pairs = [_named_source(text) for text in (*options.ood, *options.near)]
     ood = dict(pairs)
     if len(ood) < len(pairs):
-        raise ConfigError("--ood names two sets alike: give each a name of its own.")
+        raise ConfigError("--ood and --near name two sets alike: give each a name of its own.")
+    protocol = BUDGETS[options.budget]
+    if options.only:
+        protocol = protocol.only(*options.only)
+    near = tuple(_named_source(text)[0] for text in options.near)
+    protocol = replace(protocol, ood=replace(protocol.ood, near=(*protocol.ood.near, *near)))
+    if options.extractor is not None:
+        protocol = replace(protocol, generation=replace(protocol.generation, extractor=options.extractor))
     run, other = options.run, options.against
     results = {}
-    name, other_name = run.resolve().name, "" if other is None else other.resolve().name
-    if name == other_name:  # runs/a/jem and runs/b/jem
-        name, other_name = str(run), str(other)
-    if other is not None:
-        results[other_name] = _evaluate_one(other, ood, console)
-    results[name] = _evaluate_one(run, ood, console)
+    for path in [run] if other is None else [other, run]:
+        with stage(console, f"Evaluating {path}"):
+            results[_name(path, run, other)] = evaluate_run(
+                path,
+                ood=ood,
+                protocol=protocol,
+                fresh=options.fresh,
+                on_progress=lambda text: console.print(f"  {text}"),
+            )
     console.print(results_table(results, full=options.full))
     both = f"{run}" if other is None else f"{run} {other}"
-    console.print(f"Written to {run / 'results.json'}. Next: jemstone report {both}")
+    hint = "" if options.full else " All results: --full."
+    console.print(f"Written to {run / 'results.json'}.{hint} Next: jemstone report {both}")
 
 
-def _evaluate_one(path: Path, ood: dict[str, str], console: Console) -> Any:
-    with stage(console, f"Evaluating {path}"):
-        return evaluate_run(path, ood=ood, on_progress=lambda text: console.print(f"  {text}"))
+def _name(path: Path, run: Path, other: Path | None) -> str:
+    """The folder's name, or the whole path where both are called alike, as runs/a/jem and runs/b/jem."""
+    alike = other is not None and run.resolve().name == other.resolve().name
+    return str(path) if alike else path.resolve().name
 
 
 def _named_source(text: str) -> tuple[str, str]:
     name, _, source = text.partition("=")
     if not name or not source:
-        raise ConfigError(f"--ood takes NAME=SOURCE, for example mnist=mnist.npz; got {text!r}.")
+        raise ConfigError(f"--ood and --near take NAME=SOURCE, for example mnist=mnist.npz; got {text!r}.")
     return name, source
+
+
+def _compare(options: Namespace, console: Console) -> None:
+    writers = {".md": as_markdown, ".tex": as_latex, ".json": as_json}
+    unknown = [str(out) for out in options.out if out.suffix not in writers]
+    if unknown:
+        raise ConfigError(f"--out takes files that end in {', '.join(writers)}; got {', '.join(unknown)}.")
+    metrics = ["*"] if options.full else options.metrics or None
+    table = compare_runs(options.runs, metrics=metrics)
+    if options.published:
+        table = add_published(table)
+    console.print(as_markdown(table))
+    for out in options.out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, writers[out.suffix](table).encode())
+        console.print(f"Written to {out}.")
+
+
+def _import(options: Namespace, console: Console) -> None:
+    run = import_checkpoint(options.file, options.layout, options.network, options.data, options.out)
+    console.print(f"Imported {options.file} into {run.path}. Next: jemstone evaluate {run.path}")
 
 
 def _sample(options: Namespace, console: Console) -> None:
@@ -138,7 +177,7 @@ def _sample(options: Namespace, console: Console) -> None:
     if len(trained.input_shape) != 3:
         raise ConfigError(f"{options.run} models vectors, and a grid shows images: use load_trained(...).sample().")
     if options.buffer:
-        images = buffer_chains(trained, count, label=label, seed=options.seed)
+        images = trained.buffer_chains(count, label=label, seed=options.seed)
         if len(images) == 0:
             raise ConfigError(f"No chain of the buffer is assigned to class {label}. Leave out --buffer.")
     else:
@@ -209,6 +248,8 @@ def _demo(options: Namespace, console: Console) -> None:
 COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
+    "import": _import,
     "sample": _sample,
     "report": _report,
     "doctor": _doctor,

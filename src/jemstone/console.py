@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,6 +24,22 @@ SECONDS_BETWEEN_LINES = 10.0
 WIDTH_OF_A_FILE = 120
 _TOGETHER = "\N{NO-BREAK SPACE}"
 SHOWN = ("class_nll", "train_accuracy", "energy_gap", "chain_grad_norm", "validation_accuracy")
+HEADLINE = (
+    *("accuracy", "nll", "brier", "ece", "scaled/nll", "scaled/ece", "temperature"),
+    *("ood/*/log_density/auroc", "ood_mean/*/log_density/auroc", "ood_mean/*/max_probability/auroc"),
+    *(
+        "corruption/mean/*",
+        "pgd_*",
+        "autoattack_*",
+        "refined/*/accuracy",
+        "refined/0/pgd_*",
+        "refined/*/worst_*",
+        "distal/*",
+    ),
+    *("generation/fid", "generation/memorised", "by_class/fid", "by_class/consistent", "real/fid", "legacy/fid"),
+    *("long_run/*", "likelihood/test"),
+)
+"""The results that the table shows unless all are asked for."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -108,14 +125,14 @@ def stage(console: Console, title: str) -> Iterator[None]:
 
 
 def results_table(runs: Mapping[str, Sequence[Result]], *, full: bool = False) -> Table:
-    """Metrics by run, value with 95 % interval; AUPR and FPR95 only with `full`."""
+    """Metrics by run, value with 95 % interval; with `full` all of them, otherwise those of HEADLINE."""
     table = Table(title="Test results, with 95 % intervals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)  # the end of a name tells it from the next: intervals wrap first
     table.add_column("better")
     for name in runs:
         table.add_column(name, justify="right")
     for row in comparison(runs):
-        if full or not row.name.endswith(("/aupr", "/fpr95")):
+        if full or any(fnmatchcase(row.name, pattern) for pattern in HEADLINE):
             table.add_row(row.name, row.better, *("" if cell is None else _cell(cell) for cell in row.cells))
     return table
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from jemstone.console import results_table, show_training, stage
 from jemstone.errors import RunError
 from jemstone.evaluation.evaluate_run import evaluate_run
+from jemstone.evaluation.protocol import BUDGETS
 from jemstone.report import write_report
 from jemstone.runs import is_free
 from jemstone.training.recipes import recipe
@@ -29,7 +30,9 @@ def demo(out: Path, *, seed: int, console: Console) -> Path:
         with stage(console, f"{name}: training"):
             show_training(console, f"  {name}", session)
         with stage(console, f"{name}: evaluation"):
-            results[name] = evaluate_run(run, on_progress=lambda text: console.print(f"  {text}"))
+            results[name] = evaluate_run(
+                run, protocol=BUDGETS["quick"], on_progress=lambda text: console.print(f"  {text}")
+            )
     report = write_report([out / name for name in RECIPES], out / "report.html")
     console.print(results_table(results))
     return report

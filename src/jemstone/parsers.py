@@ -7,12 +7,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from jemstone.evaluation.protocol import BUDGETS, SECTIONS
+from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.version import __version__
 
 # `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
 SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
+SETS = ("--ood", "--near")
+"""Options that take any number of NAME=SOURCE."""
 
 
 def make_parser(arguments: Sequence[str]) -> ArgumentParser:
@@ -37,16 +41,65 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     commands.add_subcommand("train", train, help="train a recipe, or resume a run")
 
     evaluate = ArgumentParser(
-        usage="jemstone evaluate RUN [--ood NAME=SOURCE ...] [--against RUN] [--full]",
-        description="Measure a run on its test data; writes results.json into it.",
+        usage="jemstone evaluate RUN [--budget quick|standard|full] [--only SECTION ...] [--ood NAME=SOURCE ...]\n"
+        "                         [--near NAME=SOURCE ...] [--extractor SPEC] [--against RUN] [--fresh] [--full]",
+        description="Measure a run on its test data; writes results.json into it. Sections are kept as they are "
+        f"finished, so an evaluation that was stopped goes on where it was. Sections: {', '.join(SECTIONS)}.",
     )
     evaluate.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument("--protocol", choices=["v1"], default="v1", help="version of what is measured, and how")
+    evaluate.add_argument(
+        "--budget",
+        choices=list(BUDGETS),
+        default="standard",
+        help="a look, a claim or a paper: how many images, steps, restarts and samples",
+    )
+    evaluate.add_argument("--only", nargs="*", default=[], metavar="SECTION", help="measure these sections alone")
     evaluate.add_argument(
         "--ood", nargs="*", default=[], metavar="NAME=SOURCE", help="further out-of-distribution sets"
     )
+    evaluate.add_argument(
+        "--near", nargs="*", default=[], metavar="NAME=SOURCE", help="the same, for sets that are close to the data"
+    )
+    evaluate.add_argument(
+        "--extractor",
+        metavar="SPEC",
+        help="features that samples are compared in: pixels (default), inception=FILE, torch-fidelity",
+    )
     evaluate.add_argument("--against", type=Path | None, help="another run to show beside it")
-    evaluate.add_argument("--full", action="store_true", help="print AUPR and FPR95 too")
-    commands.add_subcommand("evaluate", evaluate, help="accuracy, calibration, out-of-distribution, robustness")
+    evaluate.add_argument("--fresh", action="store_true", help="measure again what has been measured before")
+    evaluate.add_argument("--full", action="store_true", help="print every result")
+    commands.add_subcommand("evaluate", evaluate, help="measure a run: calibration, detection, attacks, samples")
+
+    compare = ArgumentParser(
+        usage="jemstone compare RUN [RUN ...] [--full] [--metrics PATTERN ...] [--published]\n"
+        "                        [--out FILE.md|FILE.tex|FILE.json ...]",
+        description="One table over evaluated runs. Differences from the first run are tested on the same examples "
+        "(paired bootstrap, Holm's correction), and significant ones are marked.",
+    )
+    compare.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="run directories; the first is the reference"
+    )
+    compare.add_argument(
+        "--metrics", nargs="*", default=[], metavar="PATTERN", help="results to show, as 'ood/*/auroc'"
+    )
+    compare.add_argument("--full", action="store_true", help="show every result")
+    compare.add_argument("--published", action="store_true", help="add what papers report on the same data set")
+    compare.add_argument(
+        "--out", nargs="*", default=[], type=Path, metavar="FILE", help="files to write: .md, .tex or .json"
+    )
+    commands.add_subcommand("compare", compare, help="one table over runs, with tested differences")
+
+    imported = ArgumentParser(
+        usage="jemstone import FILE --layout jem|jem++|sada-jem --network NAME --data SOURCE --out RUN",
+        description="Make a run directory of a checkpoint of a public release, to be evaluated and sampled like any.",
+    )
+    imported.add_argument("file", metavar="FILE", type=Path, help="what the release wrote with torch.save")
+    imported.add_argument("--layout", choices=list(LAYOUTS), default="jem", help="the release that wrote it")
+    imported.add_argument("--network", default="wrn-28-10", help="the network that it holds")
+    imported.add_argument("--data", required=True, metavar="SOURCE", help="the data that it was trained on")
+    imported.add_argument("--out", required=True, type=Path, metavar="RUN", help="run directory to make")
+    commands.add_subcommand("import", imported, help="a public checkpoint becomes a run")
 
     sample = ArgumentParser(
         usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--buffer] [--seed N] [--out FILE.png]",
@@ -96,22 +149,24 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Spell out `--data X` and `--network X`, and gather every NAME=SOURCE of `--ood` at the end, wherever it stood."""
+    """Spell out train's `--data X` and `--network X`; gather every NAME=SOURCE of `--ood` and `--near` at the end."""
+    shorthands = SHORTHANDS if arguments[:1] == ["train"] else {}
     expanded: list[str] = []
-    sets: list[str] = []
-    within_ood = False
+    sets: dict[str, list[str]] = {}
+    within = ""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         name, equals, value = argument.partition("=")
-        if name == "--ood":
-            within_ood = True
+        if name in SETS:
+            within = name
             alone = "=" not in following or following.startswith("-")
-            sets += [value] if equals or alone else []  # an --ood without a set must not pass for none
-        elif within_ood and equals and not name.startswith("-"):
-            sets.append(argument)
+            # An option without a set must not pass for none.
+            sets.setdefault(name, []).extend([value] if equals or alone else [])
+        elif within and equals and not name.startswith("-"):
+            sets[within].append(argument)
         else:
-            within_ood = False
-            expanded.append(SHORTHANDS.get(name, name) + equals + value)
-    return [*expanded, "--ood", *sets] if sets else expanded
+            within = ""
+            expanded.append(shorthands.get(name, name) + equals + value)
+    return [*expanded, *(word for name, values in sets.items() for word in (name, *values))]
 
 
 def _named_recipe(arguments: Sequence[str]) -> str | None:

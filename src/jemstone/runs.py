@@ -103,7 +103,7 @@ class Run:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         try:
             with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+                file.write(json.dumps(strict(row), allow_nan=False) + "\n")
         except OSError as error:
             raise RunError(
                 f"Cannot write {self.path / name}: {error.strerror}. Make room, then go on from the last checkpoint: "
@@ -162,12 +162,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """JSON knows no NaN and no infinity: null stands for both."""
     if isinstance(value, Mapping):
-        return {key: _strict(part) for key, part in value.items()}
+        return {key: strict(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
+        return [strict(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

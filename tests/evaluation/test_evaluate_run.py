@@ -1,8 +1,9 @@
-"""A run directory in; results, figures and grids out, in an order that loses nothing."""
+"""A run directory in; results, figures, grids and cached sections out, in an order that loses nothing."""
 
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +12,29 @@ from torch import nn
 
 from jemstone import recipe
 from jemstone.data import Dataset, Split
-from jemstone.errors import ConfigError, DataError
-from jemstone.evaluation import Protocol
-from jemstone.evaluation.evaluate_run import evaluate_run, read_results, write_sample_grids
+from jemstone.errors import ConfigError, DataError, RunError
+from jemstone.evaluation import BUDGETS
+from jemstone.evaluation.evaluate_run import evaluate_run, read_results
+from jemstone.evaluation.store import Store
 from jemstone.rng import generator
 from jemstone.training.session import Session
-from jemstone.training.trained import Trained, load_trained
+from jemstone.training.trained import load_trained
 
 CLASSES = 12
-CHEAP = Protocol(name="test", resamples=5, attack_images=4, attack_steps=1, linf=(0.1,), l2=(1.0,), ood_images=20)
+QUICK = BUDGETS["quick"]
+CHEAP = replace(
+    QUICK,
+    resamples=5,
+    ood=replace(QUICK.ood, images=20),
+    robustness=replace(QUICK.robustness, images=4, steps=1, linf=(0.1,), l2=(1.0,), black_box_images=0),
+    generation=replace(QUICK.generation, samples=20, by_class_samples=24, fid_resamples=2, kid_subsets=2),
+)
+FEW = CHEAP.only("calibration", "ood", "robustness")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JEMSTONE_CACHE", str(tmp_path / "cache"))
 
 
 def made_by_hand(n: int = 60) -> Dataset:
@@ -52,80 +67,136 @@ def run(tmp_path, data):
 def test_objects_of_ones_own_are_given_again(run, data):
     network = own_network()
     before = copy.deepcopy(network.state_dict())
-    results = evaluate_run(run, data=data, network=network, protocol=CHEAP)
+    results = evaluate_run(run, data=data, network=network, protocol=FEW)
     assert results == read_results(run)
     assert {result.name for result in results} >= {"accuracy", "nll", "ece", "ood/noise/log_density/auroc"}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(ConfigError, match="network of your own"):
-        evaluate_run(run, data=data, protocol=CHEAP)
+        evaluate_run(run, data=data, protocol=FEW)
     with pytest.raises(ConfigError, match="data given in Python"):
-        evaluate_run(run, network=network, protocol=CHEAP)
+        evaluate_run(run, network=network, protocol=FEW)
     other = Split(data.test.inputs.flip(0), data.test.labels)
     with pytest.raises(DataError, match="digest differs"):
         evaluate_run(run, data=Dataset("other", other, other, other, data.class_names), network=network)
 
 
-def test_figures_name_the_step_that_was_measured(run, data):
-    evaluate_run(run, data=data, network=own_network(), protocol=CHEAP)
+def test_figures_name_the_step_and_the_machine(run, data):
+    evaluate_run(run, data=data, network=own_network(), protocol=FEW)
     figures = json.loads((run / "figures.json").read_text())
     assert figures["step"] == 3
-    assert figures["protocol"]["name"] == "test"
-    assert figures["notes"] == []
+    assert figures["protocol"]["name"] == "v1"
+    assert figures["protocol"]["robustness"]["linf"] == [0.1]
+    assert set(figures["environment"]) == {"jemstone", "torch", "python", "device", "threads", "date"}
+    assert list(figures["sections"]) == ["calibration", "ood", "robustness"]
+    # Twelve classes of which train, validation and test are one: the evaluation distrusts it.
+    assert {"test-selected", "train-test-overlap", "small-n"} <= {w["name"] for w in figures["warnings"]}
 
 
-def test_results_are_on_disk_before_the_pictures_are_drawn(run, data, monkeypatch):
-    seen = []
+def test_a_kill_keeps_what_was_measured(run, data, monkeypatch):
+    save = Store.save
 
-    def interrupted(trained, data):
-        seen.extend(sorted(path.name for path in run.iterdir()))
-        raise KeyboardInterrupt
+    def killed(self, name, stored):
+        if name == "robustness":
+            raise KeyboardInterrupt
+        save(self, name, stored)
 
-    monkeypatch.setattr("jemstone.evaluation.evaluate_run.write_sample_grids", interrupted)
+    monkeypatch.setattr(Store, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run(run, data=data, network=own_network(), protocol=CHEAP)
-    assert {"figures.json", "results.json"} <= set(seen)
-    assert len(read_results(run)) > 10
-
-
-def test_pictures_that_cannot_be_drawn_are_a_note(run, data, monkeypatch):
-    """Chains that left the numbers cost the pictures, not the measurements."""
-    monkeypatch.setattr(Trained, "sample", lambda self, labels, **_: torch.full((len(labels), 1, 6, 6), torch.nan))
+        evaluate_run(run, data=data, network=own_network(), protocol=FEW)
+    partial = read_results(run)
+    assert {r.name.split("/")[0] for r in partial} >= {"accuracy", "ood"}
+    assert not [r for r in partial if r.name.startswith("pgd")]
+    monkeypatch.setattr(Store, "save", save)
     said = []
-    results = evaluate_run(run, data=data, network=own_network(), protocol=CHEAP, on_progress=said.append)
+    whole = evaluate_run(run, data=data, network=own_network(), protocol=FEW, on_progress=said.append)
+    assert whole[: len(partial)] == partial
+    assert [r.name for r in whole[len(partial) :]] == ["pgd_linf/0.1", "pgd_l2/1"]
+    assert sum("measured before" in text for text in said) == 2
+
+
+def test_sections_asked_for_alone_join_what_is_there(run, data):
+    given = {"data": data, "network": own_network()}
+    first = evaluate_run(run, **given, protocol=FEW.only("calibration"))
+    second = evaluate_run(run, **given, protocol=FEW.only("robustness"))
+    assert second[: len(first)] == first
+    assert [r.name for r in second[len(first) :]] == ["pgd_linf/0.1", "pgd_l2/1"]
+    said = []
+    evaluate_run(run, **given, protocol=FEW.only("calibration"), fresh=True, on_progress=said.append)
+    assert not [text for text in said if "measured before" in text]
+
+
+def test_numbers_of_an_earlier_state_do_not_stay(run, data):
+    given = {"data": data, "network": own_network()}
+    evaluate_run(run, **given, protocol=FEW.only("calibration", "robustness"))
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["steps"] == 3
+    (checkpoint,) = (run / "checkpoints").glob("step-00000003*")
+    older = sorted((run / "checkpoints").glob("*"))[0]
+    if older != checkpoint:
+        checkpoint.unlink()
+    else:
+        pytest.fail("the run keeps one checkpoint only: nothing to compare")
+    results = evaluate_run(run, **given, protocol=FEW.only("calibration"))
+    assert not [r for r in results if r.name.startswith("pgd")]
+
+
+def test_chains_that_left_the_numbers_cost_their_section_only(run, data, monkeypatch):
+    def lost(self, labels, rng, **_):
+        return torch.full((len(labels), 1, 6, 6), torch.nan)
+
+    monkeypatch.setattr("jemstone.evaluation.section.Subject.sample", lost)
+    said = []
+    protocol = CHEAP.only("calibration", "generation")
+    results = evaluate_run(run, data=data, network=own_network(), protocol=protocol, on_progress=said.append)
     assert results == read_results(run)
-    (note,) = json.loads((run / "figures.json").read_text())["notes"]
-    assert note.startswith("No samples: ")
-    assert said[-1] == f"note: {note}"
+    assert "accuracy" in {r.name for r in results}
+    assert not [r for r in results if r.name.startswith("generation/")]
+    notes = json.loads((run / "figures.json").read_text())["notes"]
+    assert any("not finite" in note for note in notes)
     assert said[0] == "data: custom"
 
 
-def test_every_note_is_said(run, data, monkeypatch):
+def test_every_note_and_warning_is_said(run, data, monkeypatch):
     """Without foolbox there is no attack, and whoever watches is told so."""
     monkeypatch.setitem(sys.modules, "foolbox", None)
+    monkeypatch.setattr("jemstone.evaluation.robustness.find_spec", lambda name: None)
     said = []
-    evaluate_run(run, data=data, network=own_network(), protocol=CHEAP, on_progress=said.append)
-    notes = json.loads((run / "figures.json").read_text())["notes"]
-    assert any("foolbox" in note for note in notes)
-    assert [text for text in said if text.startswith("note: ")] == [f"note: {note}" for note in notes]
+    evaluate_run(run, data=data, network=own_network(), protocol=FEW, on_progress=said.append)
+    figures = json.loads((run / "figures.json").read_text())
+    assert any("foolbox" in note for note in figures["notes"])
+    assert [text for text in said if text.startswith("note: ")] == [f"note: {note}" for note in figures["notes"]]
+    warned = [text for text in said if text.startswith("warning (")]
+    assert warned == [f"warning ({w['section']}): {w['name']}: {w['text']}" for w in figures["warnings"]]
+    assert warned
 
 
-def test_the_grid_by_class_shows_the_first_ten_classes_in_columns(run, data, monkeypatch):
-    asked = []
-    sample = Trained.sample
-
-    def recorded(self, labels, **options):
-        asked.append((labels.tolist(), options))
-        return sample(self, labels, **options)
-
-    monkeypatch.setattr(Trained, "sample", recorded)
-    trained = load_trained(run, own_network(), device="cpu")
-    write_sample_grids(trained, data)
-    (fresh, _), (by_class, options) = asked
-    assert set(fresh) == set(range(CLASSES))  # chains on E(x) start from every class
-    assert by_class == [i % 10 for i in range(50)]
-    assert options == {"by_class": True}
-    pictures = {path.name for path in (run / "samples").glob("*.png")}
-    assert pictures == {"data.png", "fresh.png", "by_class.png", "buffer.png"}
-    assert Image.open(run / "samples" / "by_class.png").size == (10 * 50 + 2, 5 * 50 + 2)
+def test_pictures_are_grids_with_captions(run, data):
+    evaluate_run(run, data=data, network=own_network(), protocol=CHEAP.only("generation"))
+    pictures = {path.stem for path in (run / "samples").glob("*.png")}
+    assert pictures == {"data", "fresh", "by_class", "buffer", "neighbours"}
+    with Image.open(run / "samples" / "by_class.png") as image:
+        assert image.width > image.height  # twelve classes are shown in ten columns, 24 samples
     caption = json.loads((run / "samples" / "by_class.json").read_text())["caption"]
-    assert "one class per column, 10 classes" in caption
+    assert "one class per column" in caption
+
+
+def test_results_that_are_none_are_refused(run):
+    assert read_results(run) == []
+    (run / "results.json").write_text('[{"name": "accuracy"}]')
+    with pytest.raises(RunError, match="evaluate the run again"):
+        read_results(run)
+
+
+def test_the_buffer_is_drawn_from_at_random_and_by_class(run):
+    trained = load_trained(run, own_network(), device="cpu")
+    few = trained.buffer_chains(5, seed=1)
+    assert len(few) == 5
+    assert torch.equal(few, trained.buffer_chains(5, seed=1))
+    assert not torch.equal(few, trained.buffer_chains(5, seed=2))
+    predicted = trained.logits(trained.buffer).argmax(dim=1)
+    label = int(predicted[0])
+    of_class = trained.buffer_chains(1000, label=label)
+    assert len(of_class) == int((predicted == label).sum())
+    assert (trained.logits(of_class).argmax(dim=1) == label).all()
+    with pytest.raises(DataError, match="no replay buffer"):
+        replace(trained, buffer=None).buffer_chains(5)

@@ -1,229 +1,244 @@
-"""Scores against known densities and finite differences, metrics against scikit-learn and brute force."""
+"""The section on small models: what comes out, what a kill leaves, what is warned of and refused."""
+
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
+from jemstone.data import Dataset
+from jemstone.data.dataset import Split, to_box
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError
-from jemstone.evaluation import (
-    SCORES,
-    approximate_mass,
-    aupr,
-    auroc,
-    builtin_ood_sets,
-    detection,
-    fpr95,
-    log_density,
-    max_probability,
-)
+from jemstone.evaluation.detection import METRICS, aupr_out, auroc
+from jemstone.evaluation.forward import frozen
+from jemstone.evaluation.ood import FULL, QUICK, OodSettings, ood_section
+from jemstone.evaluation.scores import SCORES, max_logit, refined_density
+from jemstone.evaluation.section import Chains, Common, Subject, Work
+from jemstone.sampling import langevin, uniform
 
-BOX = (-1.0, 1.0)
+COMMON = Common(batch_size=17, resamples=10)
+SETTINGS = OodSettings(refinement_steps=2)
+EVERY = [*SCORES, "refined_density"]
 
 
-class Mixture(nn.Module):
-    """Logits log w_c N(x; mu_c, I): the classifier whose logsumexp is the log density of a mixture of Gaussians."""
+def dataset(inputs, labels):
+    split = Split(inputs, labels)
+    return Dataset("toy", split, split, split, ("a", "b", "c"))
 
-    def __init__(self):
-        super().__init__()
-        self.means = nn.Parameter(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]))
 
-    def forward(self, x):
-        return -((x[:, None] - self.means) ** 2).sum(-1) / 2 - np.log(2 * np.pi) - np.log(3)
+def stored_images(n=40, width=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, 4, width), dtype=torch.uint8, generator=rng)
+
+
+def chains(shape, sampler=None):
+    return Chains(uniform(shape, None), sampler or langevin(0.05, 0.1), steps=2, life=4)
+
+
+def network(features):
+    torch.manual_seed(0)
+    return EnergyClassifier(nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.SiLU(), nn.Linear(16, 3)))
 
 
 @pytest.fixture
-def mixture():
-    return EnergyClassifier(Mixture()).double().eval()
+def subject():
+    data = dataset(stored_images(), torch.arange(40) % 3)
+    return Subject(network(16), data, {"mine": stored_images(25, seed=1)}, chains((1, 4, 4)))
 
 
 @pytest.fixture
-def points():
-    return torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+def vectors():
+    rng = torch.Generator().manual_seed(0)
+    return Subject(network(5), dataset(torch.randn(50, 5, generator=rng), torch.arange(50) % 3))
 
 
-def scores_with_ties():
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 12, size=137) / 3 + 1.0, rng.integers(0, 12, size=80) / 3
+def section(subject, settings=SETTINGS, common=COMMON, work=Work()):  # noqa: B008
+    with frozen(subject.model):
+        return ood_section(subject, settings, common, work)
 
 
-def test_log_density_is_the_true_density(mixture, points):
-    means = mixture.network.means.detach().numpy()
-    x = points.numpy()
-    density = np.mean([np.exp(-((x - m) ** 2).sum(1) / 2) / (2 * np.pi) for m in means], axis=0)
-    np.testing.assert_allclose(log_density(mixture, points).detach().numpy(), np.log(density), rtol=1e-10)
+def test_all_scores_on_all_sets(subject):
+    found = section(subject)
+    sets = ["noise", "constant", "inverted", "rotated", "interpolated", "mine"]
+    prefixes = [*(f"ood/{name}" for name in sets), "ood_mean/near", "ood_mean/far"]
+    assert [r.name for r in found.results] == [f"{p}/{s}/{m}" for p in prefixes for s in EVERY for m in METRICS]
+    assert found.notes == []
+    assert found.figures["near"] == ["rotated", "interpolated"]
+    assert found.figures["far"] == ["noise", "constant", "inverted", "mine"]
+    assert found.figures["sizes"] == {**dict.fromkeys(sets[:-1], 40), "mine": 25}
+    assert json.loads(json.dumps(found.figures)) == found.figures
+    assert {name: (len(v), v.dtype) for name, v in found.examples.items()} == {
+        f"{score}/{part}": (n, np.float32)
+        for score in EVERY
+        for part, n in {"test": 40, **{f"ood/{s}": k for s, k in found.figures["sizes"].items()}}.items()
+    }
 
 
-def test_max_probability_is_the_largest_posterior(mixture, points):
-    posterior = mixture(points).softmax(dim=1).amax(dim=1)
-    torch.testing.assert_close(max_probability(mixture, points), posterior)
-
-
-def test_max_probability_still_ranks_where_float32_says_one():
-    model = EnergyClassifier(nn.Identity())
-    assert float(max_probability(model, torch.tensor([[20.0, 0.0]]))) < float(
-        max_probability(model, torch.tensor([[25.0, 0.0]]))
-    )
-
-
-def test_approximate_mass_is_minus_the_norm_of_finite_differences(mixture, points):
-    step = 1e-5
+def test_values_are_those_of_the_scores(subject):
+    """Batches of 17 against one batch; each batch of refined chains has noise of its own."""
+    found = section(subject, replace(SETTINGS, near=("mine",)))
+    test, mine = (to_box(x) for x in (subject.data.test.inputs, subject.foreign["mine"]))
+    results = {r.name: r for r in found.results}
     with torch.no_grad():
-        columns = [
-            (mixture.log_density(points + step * e) - mixture.log_density(points - step * e)) / (2 * step)
-            for e in torch.eye(2, dtype=torch.float64)
-        ]
-    expected = -torch.stack(columns, dim=1).norm(dim=1)
-    with torch.no_grad():  # as evaluation calls it
-        torch.testing.assert_close(approximate_mass(mixture, points), expected, atol=1e-7, rtol=1e-6)
-    assert mixture.network.means.grad is None
+        inside, outside = (max_logit(subject.model, x).double().numpy() for x in (test, mine))
+        starts = range(0, 40, 17)
+        refined = torch.cat([
+            refined_density(subject.chains.sampler, 2, 0, "test", start)(subject.model, test[start : start + 17])
+            for start in starts
+        ])  # fmt: skip
+    np.testing.assert_allclose(found.examples["max_logit/test"], inside, atol=1e-6)
+    np.testing.assert_allclose(found.examples["max_logit/ood/mine"], outside, atol=1e-6)
+    assert results["ood/mine/max_logit/auroc"].value == pytest.approx(auroc(inside, outside), abs=2e-3)
+    assert results["ood_mean/near/max_logit/aupr_out"].value == pytest.approx(aupr_out(inside, outside), abs=1e-2)
+    np.testing.assert_allclose(found.examples["refined_density/test"], refined.double().numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(SCORES))
-def test_every_score_is_higher_in_distribution(mixture, name):
-    rng = torch.Generator().manual_seed(1)
-    which = torch.randint(3, (300,), generator=rng)
-    inside = mixture.network.means.detach()[which] + 0.5 * torch.randn(300, 2, generator=rng, dtype=torch.float64)
-    # Far away on the line between two modes, at the boundary of two classes: less dense, steeper, less certain.
-    outside = torch.tensor([[0.0, -9.0]], dtype=torch.float64) + 0.1 * torch.randn(300, 2, generator=rng)
-    score = SCORES[name]
-    assert auroc(score(mixture, inside).detach().numpy(), score(mixture, outside).detach().numpy()) > 0.95
+def test_a_section_repeats_itself_and_follows_its_seed(subject):
+    state = torch.get_rng_state()
+    first, again = section(subject), section(subject)
+    assert first.results == again.results
+    assert first.figures == again.figures
+    assert torch.equal(torch.get_rng_state(), state)
+    other = {r.name: r for r in section(subject, common=replace(COMMON, seed=1)).results}
+    (same,) = [r for r in first.results if r.name == "ood/rotated/log_density/auroc"]  # the set itself has no seed
+    assert other[same.name].value == same.value
+    assert other[same.name] != same
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.5, -5.0])
-def test_auroc_and_aupr_are_scikit_learns(shift):
-    rng = np.random.default_rng(0)
-    pairs = [scores_with_ties(), (rng.normal(size=60) + shift, rng.normal(size=90) * 1000)]
-    for inside, outside in pairs:
-        truth = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
-        scores = np.r_[inside, outside]
-        assert auroc(inside, outside) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
-        assert aupr(inside, outside) == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+def test_a_sets_result_does_not_depend_on_the_others(subject):
+    alone = replace(subject, foreign={})
+    found = {r.name: r for r in section(subject).results}
+    assert all(found[r.name] == r for r in section(alone).results if r.name.startswith("ood/"))
 
 
-@pytest.mark.parametrize("m", [1, 7, 20, 60, 137])
-def test_fpr95_is_its_definition(m):
-    inside, outside = scores_with_ties()
-    inside = inside[:m]
-    threshold = max(t for t in inside if 100 * (inside >= t).sum() >= 95 * m)
-    assert fpr95(inside, outside) == (outside >= threshold).mean()
+def test_what_was_stored_is_not_measured_again(subject):
+    stored = {}
+
+    def memo(name, make):
+        if name not in stored:
+            stored[name] = make()
+        return {key: values.copy() for key, values in stored[name].items()}
+
+    first = section(subject, work=Work(memo=memo))
+    assert set(stored) == {f"ood-{what}-{score}" for what in ("scores", "detections") for score in EVERY}
+    assert all(isinstance(v, np.ndarray) and v.dtype == np.float64 for found in stored.values() for v in found.values())
+
+    def refuse(x):
+        raise AssertionError("asked again")
+
+    subject.model.network.register_forward_pre_hook(lambda module, x: refuse(x))
+    again = section(subject, work=Work(memo=memo))
+    assert again.results == first.results
+    assert again.figures == first.figures
+    assert first.results == section(replace(subject, model=network(16))).results
 
 
-def test_fpr95_never_splits_a_tie():
-    assert fpr95(np.array([1.0] * 99 + [0.0]), np.array([1.0, 0.5, 0.0, 0.0])) == 0.25
-    assert fpr95(np.zeros(10), np.zeros(10)) == 1
-    assert fpr95(np.arange(20.0), np.array([0.0, 0.5, 1.0, 30.0])) == 0.5  # 19 of 20 accepted: threshold 1
+def test_histograms_count_every_input(subject):
+    found = section(subject)
+    assert list(found.figures["scores"]) == EVERY
+    for histogram in found.figures["scores"].values():
+        assert len(histogram["edges"]) == 41
+        assert sum(histogram["test"]) == 40
+        assert {name: sum(counts) for name, counts in histogram["ood"].items()} == found.figures["sizes"]
 
 
-def test_fpr95_rounds_the_number_of_accepted_up():
-    assert fpr95(np.arange(7.0), np.array([0.5])) == 1  # 95 % of 7 is 6.65, so all 7 are accepted: threshold 0
-    assert fpr95(np.arange(20.0), np.array([0.5])) == 0  # 95 % of 20 is 19, exactly
+def test_histograms_agree_with_numpy_within_their_range(vectors):
+    found = section(replace(vectors, foreign={"far": torch.full((500, 5), 30.0)}))
+    histogram, scores = found.figures["scores"]["log_density"], found.examples["log_density/test"].astype(np.float64)
+    edges = np.array(histogram["edges"])
+    inner = np.histogram(scores, edges)[0]
+    assert histogram["test"][1:-1] == inner[1:-1].tolist()
+    everything = np.concatenate([v for k, v in found.examples.items() if k.startswith("log_density/")])
+    np.testing.assert_allclose(edges[[0, -1]], np.quantile(everything, (0.005, 0.995)), rtol=1e-5)
 
 
-def test_detection_reports_the_same_values_inside_their_intervals():
-    inside, outside = scores_with_ties()
-    results = detection("ood/x/y", inside, outside, resamples=200)
-    assert [r.name for r in results] == ["ood/x/y/auroc", "ood/x/y/aupr", "ood/x/y/fpr95"]
-    assert [r.value for r in results] == [auroc(inside, outside), aupr(inside, outside), fpr95(inside, outside)]
-    assert all(r.low < r.value < r.high and r.n == 217 for r in results)
-    assert results == detection("ood/x/y", inside, outside, resamples=200)
+def test_a_score_that_says_nothing_is_measured_too(subject):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return 0 * x.flatten(1)[:, :3]
+
+    results = {r.name: r for r in section(replace(subject, model=EnergyClassifier(Constant()))).results}
+    assert results["ood/noise/log_density/auroc"][1:4] == (0.5, 0.5, 0.5)
+    assert results["ood_mean/far/negative_entropy/auroc"].value == 0.5
+    assert results["ood/noise/log_density/fpr95"].value == 1
+    assert results["ood/noise/approximate_mass/aupr_out"].value == 0.5
 
 
-def test_the_interval_of_auroc_has_the_width_of_hanley_and_mcneil():
-    rng = np.random.default_rng(0)
-    inside, outside = rng.exponential(2.0, size=500), rng.exponential(1.0, size=500)
-    area = detection("x", inside, outside, resamples=1000)[0]
-    a, q1, q2 = area.value, area.value / (2 - area.value), 2 * area.value**2 / (1 + area.value)
-    error = np.sqrt((a * (1 - a) + 499 * (q1 - a**2) + 499 * (q2 - a**2)) / 500**2)  # exact for exponentials
-    assert area.high - area.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+def test_without_chains_nothing_is_refined(vectors):
+    found = section(vectors)
+    assert list(found.figures["scores"]) == list(SCORES)
+    assert len(found.notes) == 1
+    assert "'refined_density' left out" in found.notes[0]
+    assert found.figures["near"] == ["interpolated"]
+    assert found.pictures == {}
 
 
-def test_a_perfect_separation_is_not_reported_as_certain():
-    area, precision, accepted = detection("x", np.arange(40.0) + 100, np.arange(30.0), resamples=20)
-    assert (area.value, area.high, precision.value, accepted.value, accepted.low) == (1, 1, 1, 0, 0)
-    assert area.low == pytest.approx(0.025 ** (1 / 30))
-    assert accepted.high == pytest.approx(1 - 0.025 ** (1 / 30))
-    assert area.n == accepted.n == 70
-    area, _, accepted = detection("x", np.arange(30.0), np.arange(40.0) + 100, resamples=20)
-    assert (area.value, area.low, accepted.value, accepted.high) == (0, 0, 1, 1)
-    assert area.high == pytest.approx(1 - 0.025 ** (1 / 30))
+def test_chains_that_explode_are_left_out_and_said(subject):
+    class Steep(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] ** 4
+
+    exploding = replace(subject, model=EnergyClassifier(Steep()), chains=chains((1, 4, 4), langevin(1e6, 0.0)))
+    found = section(exploding, replace(SETTINGS, refinement_steps=10))
+    assert list(found.figures["scores"]) == list(SCORES)
+    assert not [r for r in found.results if "refined" in r.name]
+    assert not [name for name in found.examples if "refined" in name]
+    assert len(found.notes) == 1
+    assert "do not end in finite energies" in found.notes[0]
 
 
-@pytest.mark.parametrize("bad", [np.array([np.nan, 1.0]), np.array([np.inf]), np.array([])])
-def test_scores_that_cannot_be_ranked_are_refused(bad):
-    with pytest.raises(DataError, match="finite and not empty"):
-        detection("x", np.ones(3), bad)
+def test_scores_that_are_not_finite_are_refused(vectors):
+    with pytest.raises(DataError, match="ood/x/log_density: scores must be finite"):
+        section(replace(vectors, foreign={"x": torch.full((5, 5), float("nan"))}))
 
 
-@pytest.fixture
-def images():
-    rng = torch.Generator().manual_seed(0)
-    return torch.rand(30, 2, 4, 4, generator=rng) * 2 - 1, torch.randint(3, (30,), generator=rng)
+def test_few_inputs_are_warned_of_and_many_are_not(subject):
+    (warned,) = section(subject).warnings
+    assert warned.name == "small-n"
+    assert "40 inputs in the test split" in warned.text
+    assert "25 inputs in 'mine'" in warned.text
+    many = Subject(subject.model, dataset(stored_images(100), torch.arange(100) % 3))
+    assert section(many).warnings == []
+    (warned,) = section(replace(many, foreign={"few": stored_images(99)})).warnings
+    assert warned.text == "Out-of-distribution detection has only 99 inputs in 'few'."
 
 
-def test_sets_made_from_images(images):
-    x, y = images
-    sets = builtin_ood_sets(x, y, BOX, seed=0)
-    assert list(sets) == ["noise", "constant", "inverted", "rotated", "interpolated"]
-    for foreign in sets.values():
-        assert foreign.shape == x.shape
-        assert foreign.dtype == torch.float32
-        assert float(foreign.min()) >= -1
-        assert float(foreign.max()) <= 1
-    assert abs(float(sets["noise"].mean())) < 4 / np.sqrt(3 * x.numel())
-    assert float(sets["noise"].var()) == pytest.approx(1 / 3, rel=0.1)
-    assert torch.equal(sets["constant"], sets["constant"][:, :, :1, :1].expand_as(x))
-    assert len(sets["constant"][:, :, 0, 0].unique()) == 60
-    assert torch.equal(sets["inverted"], -x)
-    assert torch.equal(sets["rotated"][:, :, 0, 0], x[:, :, 0, 3])
+def test_the_limit_holds_for_the_sets_and_not_for_the_test_split(subject):
+    found = section(subject, replace(SETTINGS, images=10))
+    assert set(found.figures["sizes"].values()) == {10}
+    assert len(found.examples["log_density/test"]) == 40
+    assert found.results[0].n == 50
 
 
-def test_sets_follow_the_seed(images):
-    x, y = images
-    first, again, other = (builtin_ood_sets(x, y, BOX, seed=s) for s in (0, 0, 1))
-    for name in first:
-        assert torch.equal(first[name], again[name])
-        assert torch.equal(first[name], other[name]) == (name in ("inverted", "rotated"))
+def test_near_takes_foreign_names_and_no_unknown_ones(subject):
+    assert section(subject, replace(SETTINGS, near=("mine", "shuffled"))).figures["near"] == ["mine"]
+    with pytest.raises(ConfigError, match=r"\['svhn'\].*There are: noise, .*, mine"):
+        section(subject, replace(SETTINGS, near=("rotated", "svhn")))
+    found = section(subject, replace(SETTINGS, near=()))
+    assert found.figures["near"] == []
+    assert not [r for r in found.results if r.name.startswith("ood_mean/near")]
 
 
-def test_the_inversion_is_about_the_centre_of_the_box(images):
-    x, y = images
-    torch.testing.assert_close(builtin_ood_sets((x + 1) / 2, y, (0.0, 1.0))["inverted"], 1 - (x + 1) / 2)
+def test_the_picture_has_one_row_per_set(subject):
+    few = replace(subject, foreign={"mine": stored_images(3, seed=1)})
+    picture = section(few).pictures["foreign"]
+    assert picture.columns == 10
+    assert picture.images.shape == (60, 1, 4, 4)
+    assert picture.caption.endswith("noise, constant, inverted, rotated, interpolated, mine.")
+    assert torch.equal(picture.images[20:30], -to_box(subject.data.test.inputs[:10]))
+    assert torch.equal(picture.images[50:53], to_box(few.foreign["mine"]))
+    assert torch.equal(picture.images[53:], torch.zeros(7, 1, 4, 4))
 
 
-def test_interpolations_join_different_classes_uniformly():
-    labels = torch.tensor([0, 0, 0, 1, 2, 2] * 500)
-    x = torch.nn.functional.one_hot(labels).float()
-    mixed = builtin_ood_sets(x, labels, None)["interpolated"]
-    own = mixed.gather(1, labels[:, None])
-    assert torch.equal(own, torch.full_like(own, 0.5))  # never its own class
-    with_one = (mixed[labels == 0][:, 1] == 0.5).double().mean()  # class 1 is a third of what is not class 0
-    assert abs(float(with_one) - 1 / 3) < 4 * np.sqrt(2 / 9 / 1500)
-
-
-def test_sets_made_from_vectors():
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 3, generator=rng) * torch.tensor([1.0, 2.0, 5.0]) + torch.tensor([0.0, 10.0, 0.0])
-    x[:, 2] = x[:, 0]
-    sets = builtin_ood_sets(x, torch.randint(2, (500,), generator=rng), None)
-    assert list(sets) == ["noise", "shuffled", "interpolated"]
-    spread = (sets["noise"] - x.mean(0)).abs().amax(0) / x.std(0)
-    assert bool(((spread > 3.9) & (spread <= 4.0001)).all())
-    assert torch.equal(sets["shuffled"].sort(dim=0).values, x.sort(dim=0).values)
-    assert abs(float(torch.corrcoef(sets["shuffled"].T)[0, 2])) < 4 / np.sqrt(500)
-
-
-def test_sets_that_cannot_be_made_are_left_out(images):
-    x, y = images
-    assert "rotated" not in builtin_ood_sets(x[..., :3], y, BOX)
-    assert "interpolated" not in builtin_ood_sets(x, torch.zeros_like(y), BOX)
-    assert "shuffled" not in builtin_ood_sets(x.flatten(1)[:, :1], y, None)
-    with pytest.raises(ConfigError, match="two or more inputs"):
-        builtin_ood_sets(x[:1], y[:1], BOX)
-
-
-def test_stored_images_become_model_units(images):
-    stored = torch.tensor([0, 255, 0, 255], dtype=torch.uint8).reshape(2, 1, 1, 2)
-    assert builtin_ood_sets(stored, torch.tensor([0, 1]), BOX)["inverted"].flatten().tolist() == [1, -1, 1, -1]
+def test_settings_are_checked_and_survive_json():
+    for settings in (OodSettings(), QUICK, FULL):
+        fields = json.loads(json.dumps(asdict(settings)))
+        assert OodSettings(**{**fields, "near": tuple(fields["near"])}) == settings
+    assert (QUICK.images, QUICK.refinement_steps, FULL.images, FULL.refinement_steps) == (2000, 5, 100_000, 20)
+    with pytest.raises(ConfigError, match=r"OodSettings\.images must be at least 2, got 1"):
+        OodSettings(images=1)
+    with pytest.raises(ConfigError, match=r"OodSettings\.refinement_steps must be at least 1, got 0"):
+        OodSettings(refinement_steps=0)

@@ -1,4 +1,4 @@
-"""The layout of the JEM release, written down a second time: names, shapes, and what its forward pass computes."""
+"""The layouts of the releases, written down a second time: names, shapes, and what their forward pass computes."""
 
 import pickle
 import re
@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from jemstone.errors import CheckpointError
 from jemstone.networks import WideResNet, load_jem_checkpoint
 from jemstone.networks.layers import with_spectral_norm
+from jemstone.networks.legacy import load_release, read_release
+from jemstone.networks.release_layouts import LAYOUTS
 
 WRN_10_1_WEIGHTS = {
     "f.conv1.weight": (16, 3, 3, 3),
@@ -245,8 +247,10 @@ def test_files_that_are_no_checkpoints(save, tmp_path):
     for content in junk:
         (tmp_path / "ckpt.pt").write_bytes(content)
         refused(whole, network)
-    assert "bare state dict" in refused(save(release_state(10, 1)), network)
     assert "found list" in refused(save([1, 2]), network)
+    assert "found ['epoch', 'f.conv1.bias']" in refused(save({"f.conv1.bias": torch.zeros(1), "epoch": 3}), network)
+    assert "found []" in refused(save({}), network)
+    assert "is NoneType, so the file holds no network" in refused(save({"model_state_dict": None}), network)
 
 
 @pytest.mark.parametrize(
@@ -259,3 +263,87 @@ def test_files_that_are_no_checkpoints(save, tmp_path):
 )
 def test_networks_that_the_release_did_not_have_are_refused(save, change, remedy):
     assert remedy in refused(save({"model_state_dict": release_state(10, 1, "batch")}), change())
+
+
+SECOND_NAMES = {"f.conv1.": "f.layer_one.", "f.bn1.": "f.other_layers.3."}
+SECOND_NAMES |= {f"f.layer{number}.": f"f.other_layers.{number - 1}." for number in (1, 2, 3)}
+
+
+def state_of(layout: str, *args, **kwargs) -> dict[str, torch.Tensor]:
+    """What the network of each release saves: JEM++ stores its layers twice, and only JEM has `f.linear`."""
+    state = release_state(*args, **kwargs)
+    if layout != "jem":
+        state = {key: value for key, value in state.items() if not key.startswith("f.linear")}
+    if layout == "jem++":
+        for key, value in list(state.items()):
+            for first, second in SECOND_NAMES.items():
+                if key.startswith(first):
+                    state[key.replace(first, second, 1)] = value
+    return state
+
+
+def test_the_second_names_of_jempp_are_those_written_by_hand():
+    block = [f"{unit}.{leaf}" for unit in ("conv1", "conv2") for leaf in ("weight", "bias")]
+    expected = {"f.layer_one.weight", "f.layer_one.bias"}
+    for number in (0, 1, 2):
+        expected |= {f"f.other_layers.{number}.0.{name}" for name in block}
+        expected |= {f"f.other_layers.{number}.0.shortcut.0.{leaf}" for leaf in ("weight", "bias") if number}
+    assert state_of("jem++", 10, 1).keys() - state_of("sada-jem", 10, 1).keys() == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("bare", [False, True])
+def test_every_layout_gives_the_logits_of_its_release(save, layout, norm, prefix, bare):
+    state = {prefix + key: value for key, value in state_of(layout, 10, 2, norm).items()}
+    buffer = torch.rand(20, 3, 32, 32) * 2 - 1
+    path = save(state if bare else {"model_state_dict": state, "replay_buffer": buffer})
+    release = read_release(path, LAYOUTS[layout])
+    assert str(release.found()) == f'WideResNet(10, 2, num_classes=10, in_channels=3, norm="{norm}")'
+    assert (release.buffer is None) if bare else torch.equal(release.buffer, buffer)
+    network = WideResNet(10, 2, norm=norm).eval()
+    load_release(release, network)
+    expected = release_logits(release_state(10, 2, norm), images(), norm)
+    torch.testing.assert_close(network(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("asked", LAYOUTS)
+def test_a_file_of_another_release_is_told_which(save, layout, asked):
+    path = save({"model_state_dict": state_of(layout, 10, 1, "batch")})
+    if layout == asked:
+        read_release(path, LAYOUTS[asked])
+        return
+    with pytest.raises(CheckpointError) as caught:
+        read_release(path, LAYOUTS[asked])
+    assert f"those of the {LAYOUTS[layout].title} release, not of {LAYOUTS[asked].title}." in str(caught.value)
+    assert f"`jemstone import {path} --layout {layout}`" in str(caught.value)
+
+
+def test_a_file_of_one_head_alone_may_be_of_any_release(save):
+    state = state_of("sada-jem", 10, 1)
+    path = save({key: value for key, value in state.items() if not key.startswith("energy_output")})
+    for layout in LAYOUTS.values():
+        load_release(read_release(path, layout), WideResNet(10, 1))
+
+
+def test_second_names_alone_will_do_and_must_not_contradict_the_first(save):
+    state = state_of("jem++", 10, 1, "batch")
+    seconds = {key: value for key, value in state.items() if not key.startswith(tuple(SECOND_NAMES))}
+    network = WideResNet(10, 1, norm="batch").eval()
+    load_release(read_release(save(seconds), LAYOUTS["jem++"]), network)
+    expected = release_logits(release_state(10, 1, "batch"), images(), "batch")
+    torch.testing.assert_close(network(images()), expected, rtol=1e-4, atol=1e-5)
+    state["f.other_layers.1.0.conv1.bias"] = state["f.other_layers.1.0.conv1.bias"] + 1
+    with pytest.raises(CheckpointError, match=r"f.other_layers.1.0.conv1.bias and f.layer2.0.conv1.bias .* differ"):
+        read_release(save(state), LAYOUTS["jem++"])
+
+
+def test_the_fourth_stage_of_large_images_is_named(save):
+    state = state_of("sada-jem", 10, 1)
+    for key in [key for key in state if key.startswith("f.layer3.0.")]:
+        state[key.replace("layer3", "layer4")] = state[key]
+    release = read_release(save(state), LAYOUTS["sada-jem"])
+    with pytest.raises(CheckpointError, match=r"fourth stage, which SADA-JEM adds .* 64 pixels"):
+        load_release(release, WideResNet(10, 1))

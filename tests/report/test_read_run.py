@@ -16,10 +16,9 @@ def test_a_whole_run_is_read_as_it_was_written(make_run):
     assert (run.result("accuracy").low, run.result("accuracy").n) == (0.9 - 0.02, 360)
     assert [row["step"] for row in run.metrics] == list(range(10, 101, 10))
     assert run.validation("accuracy")[0] == [100.0]
-    assert run.reliability.count[-1] == 250
-    assert set(run.scores) == {"log_density", "max_probability", "approximate_mass"}
-    assert run.robustness["linf"].eps == (0.0, 0.02, 0.05, 0.1, 0.2)
-    assert [s.name for s in run.samples] == ["fresh", "data"]
+    assert run.evaluation.step == 100
+    assert run.imported == {}
+    assert [s.name for s in run.samples] == ["fresh", "attacked", "long_run", "data"]
     assert run.samples[0].caption == "One class per row, 20 steps."
     assert run.problems == ()
 
@@ -64,17 +63,6 @@ def test_a_damaged_optional_file_counts_as_missing_and_is_named(make_run, name, 
     run = read_run(path)
     assert name in run.problems[0]
     assert run.config
-
-
-def test_one_damaged_figure_does_not_cost_the_others(make_run):
-    path = make_run()
-    content = json.loads((path / "figures.json").read_text())
-    content["reliability"]["count"] = [1, 2]
-    (path / "figures.json").write_text(json.dumps(content))
-    run = read_run(path)
-    assert run.reliability is None
-    assert run.scores
-    assert "'reliability'" in run.problems[0]
 
 
 def test_what_is_no_run_is_refused_with_its_path_and_a_remedy(tmp_path: Path, make_run):

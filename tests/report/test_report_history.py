@@ -46,7 +46,7 @@ def test_every_event_has_a_row_in_words(ill):
     assert last.evidence == "loss not finite. Gave up after 1 recoveries"
 
 
-def test_the_page_shows_it_and_names_the_command(tmp_path, ill, make_run):
+def test_the_page_shows_it_and_names_the_command(tmp_path, ill, make_run, undrawn):
     text = write_report([ill, make_run("well")], tmp_path / "r.html").read_text()
     header, body = text.split("</header>")
     assert "ill recovered once by itself (gap_explosion at step 1,466): see what happened, under Training." in header
@@ -59,13 +59,13 @@ def test_the_page_shows_it_and_names_the_command(tmp_path, ill, make_run):
     assert "jemstone doctor RUN" not in text
 
 
-def test_a_run_without_events_has_no_such_part(tmp_path, make_run):
+def test_a_run_without_events_has_no_such_part(tmp_path, make_run, undrawn):
     text = write_report([make_run()], tmp_path / "r.html").read_text()
     assert "What happened" not in text
     assert recovered_in_words(read_run(make_run("other"))) == ""
 
 
-def test_odd_events_do_not_stop_the_page(tmp_path, make_run):
+def test_odd_events_do_not_stop_the_page(tmp_path, make_run, undrawn):
     path = make_run()
     odd = [{"event": kind} for kind in ("recovered", "diverged", "damaged", "resumed")]
     odd += [{"event": "recovered", "step": None, "remedy": 3, "verdict": "<b>new</b>", "attempt": None}]
@@ -92,7 +92,7 @@ def test_a_recovery_is_marked_on_the_curves(tmp_path, make_run):
             found |= {name: base64.b64decode(uri) for name in names if alt.startswith(name)}
         return found
 
-    path = make_run(steps=200)
+    path = make_run(steps=200, missing=("figures", "samples"))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert set(pictures(path)) == {"Energy gap"}  # a run from before there were these metrics
     lines = [json.dumps(row | {"energy_auc": 0.5, "grad_ratio": 2.0}) for row in rows]

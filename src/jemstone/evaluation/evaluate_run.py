@@ -1,26 +1,29 @@
-"""A run directory in; its results.json, figures.json and sample grids out."""
+"""A run directory in; its results.json, figures.json, sample grids and cached sections out."""
 
 from __future__ import annotations
 
+import datetime
+import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from jemstone.data import Dataset, grid, load_inputs, to_box
-from jemstone.errors import DataError, RunError
+from jemstone.data import Dataset, load_inputs
+from jemstone.errors import RunError
+from jemstone.evaluation.extractors import Extractor
 from jemstone.evaluation.intervals import Result
-from jemstone.evaluation.protocol import Protocol, evaluate
-from jemstone.rng import generator
+from jemstone.evaluation.measure import gather, kept, measure
+from jemstone.evaluation.protocol import BUDGETS, Protocol
+from jemstone.evaluation.section import Chains, Subject
+from jemstone.evaluation.store import Store
 from jemstone.runs import Run
 from jemstone.training.inputs import data_of_run
 from jemstone.training.trained import Trained, load_trained
-
-COLUMNS = 10
-ROWS = 5
-PROTOCOL = Protocol()
+from jemstone.version import __version__
 
 
 def evaluate_run(
@@ -29,13 +32,20 @@ def evaluate_run(
     data: Dataset | None = None,
     network: nn.Module | None = None,
     ood: Mapping[str, str] | None = None,
-    protocol: Protocol = PROTOCOL,
+    extractor: Extractor | None = None,
+    protocol: Protocol = BUDGETS["standard"],
+    fresh: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Evaluate the run at `path` on its test split and write what was found into it.
 
     `data` and `network` are needed where the run was started with objects of your own. `ood` names further
-    out-of-distribution sources (see `load_inputs`), converted to the size of the run's inputs.
+    out-of-distribution sources (see `load_inputs`), converted to the size of the run's inputs. `extractor` replaces
+    the feature extractor that the protocol names.
+
+    Every section is kept as soon as it is finished, and read again where nothing that it depends on has changed; with
+    `fresh` it is measured again. results.json holds all sections that are about this state of the run, also those that
+    `protocol` does not ask for now.
     """
     say = on_progress or (lambda _: None)
     trained = load_trained(path, network, data=data)
@@ -43,16 +53,22 @@ def evaluate_run(
     data = data_of_run(trained.run, trained.config, data)
     trained = replace(trained, data=data)  # chains that start from data need not load it again
     sets = {name: load_inputs(source, data.input_shape, moments=data.moments) for name, source in (ood or {}).items()}
-    results, figures = evaluate(trained.model, data, ood=sets, protocol=protocol, on_progress=say)
-    figures["step"] = trained.step
-    trained.run.write_json("figures.json", figures)
-    trained.run.write_json("results.json", [result._asdict() for result in results])
-    say("samples")
-    try:
-        write_sample_grids(trained, data)
-    except DataError as error:  # chains that left the numbers: the measurements stand without the pictures
-        figures["notes"].append(f"No samples: {error}")
+    subject = Subject(trained.model, data, sets, chains_of(trained), extractor)
+    store = Store(trained.run.path / "evaluation", trained.run.path / "samples")
+    if fresh:
+        for name in protocol.sections:
+            store.forget(name)
+    # What the weights do not say: how chains were run, and the averages that they were run with.
+    identity = {"chains": asdict(trained.config.chains), "statistics": trained.config.network.statistics}
+    sections = kept(subject, protocol, store, identity)
+    for name, stored in measure(subject, protocol, store=store, identity=identity, say=say):
+        sections[name] = stored
+        results, figures = gather(sections, protocol)
+        figures |= {"step": trained.step, "environment": _environment(trained)}
         trained.run.write_json("figures.json", figures)
+        trained.run.write_json("results.json", [result._asdict() for result in results])
+    for warning in figures["warnings"]:
+        say(f"warning ({warning['section']}): {warning['name']}: {warning['text']}")
     for note in figures["notes"]:
         say(f"note: {note}")
     return results
@@ -69,38 +85,29 @@ def read_results(path: str | Path) -> list[Result]:
         raise RunError(f"{run.path / 'results.json'} is malformed ({error}): evaluate the run again.") from error
 
 
-def write_sample_grids(trained: Trained, data: Dataset) -> None:
-    """Pictures for the report under samples/: training images and, for a generative run, fresh and buffer chains."""
-    if len(trained.input_shape) != 3:
-        return
-    count = COLUMNS * ROWS
-    _write_grid(trained.run, "data", to_box(data.train.inputs[:count]), "Training images, for comparison.")
+def chains_of(trained: Trained) -> Chains | None:
+    """How a run's model is sampled; None for a plain classifier, which was trained without chains."""
     if not trained.config.weights.generative:
-        return
-    classes = torch.arange(count) % len(trained.class_names)
-    steps = trained.chain_life
-    origin = f"{trained.config.chains.start} start, {steps} steps of the training kernel"
-    _write_grid(trained.run, "fresh", trained.sample(classes), f"Fresh chains on E(x): {origin}.")
-    columns = min(len(trained.class_names), COLUMNS)
-    by_class = trained.sample(torch.arange(columns * ROWS) % columns, by_class=True)
-    caption = f"Fresh chains on E(x, y), one class per column, {columns} classes: {origin}."
-    _write_grid(trained.run, "by_class", by_class, caption, columns=columns)
-    caption = "Replay buffer: a random draw, not selected."
-    _write_grid(trained.run, "buffer", buffer_chains(trained, count), caption)
+        return None
+    return Chains(
+        initial=trained.initial(),
+        sampler=trained.sampler,
+        steps=trained.chain_steps,
+        life=trained.chain_life,
+        buffer=trained.buffer,
+        start=trained.config.chains.start,
+    )
 
 
-def buffer_chains(trained: Trained, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
-    """`count` random chains of the run's buffer, of those alone that the model assigns to class `label` if given."""
-    chains = trained.buffer
-    if chains is None:
-        raise DataError(f"{trained.run.path} has no replay buffer: it is a plain classifier.")
-    if label is not None:
-        chains = chains[trained.logits(chains).argmax(dim=1) == label]
-    return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
-
-
-def _write_grid(run: Run, name: str, images: Tensor, caption: str, columns: int = COLUMNS) -> None:
-    folder = run.path / "samples"
-    folder.mkdir(exist_ok=True)
-    grid(images.clamp(-1, 1).cpu(), columns).save(folder / f"{name}.png")
-    run.write_json(f"samples/{name}.json", {"caption": caption})
+def _environment(trained: Trained) -> dict[str, Any]:
+    """Where and with what the numbers were measured."""
+    device = trained.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "jemstone": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

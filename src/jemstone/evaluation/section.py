@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jemstone.data import Dataset
 from jemstone.energy import EnergyClassifier
+from jemstone.evaluation.extractors import Extractor
 from jemstone.evaluation.intervals import Result
 from jemstone.networks.modes import statistics_of_negatives
 from jemstone.rng import generator
@@ -99,13 +100,15 @@ class Subject:
     """A trained model with the data that it is measured on. `chains` is None for a model without a sampler.
 
     `foreign` holds further out-of-distribution sets by name, inputs (n, ...) of the data's shape, uint8 or in the box.
-    The model is in evaluation mode and takes no parameter gradients while sections run.
+    `extractor` is the feature extractor for samples; None: the one that the settings name. The model is in evaluation
+    mode and takes no parameter gradients while sections run.
     """
 
     model: EnergyClassifier
     data: Dataset
     foreign: Mapping[str, Tensor] = field(default_factory=dict)
     chains: Chains | None = None
+    extractor: Extractor | None = None
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jemstone.errors import RunError
+from jemstone.report.read_figures import Evaluation, read_evaluation
+from jemstone.report.values import mapping, number, numbers
 from jemstone.runs import FORMAT, surviving
 
 
@@ -26,37 +28,6 @@ class Result:
     low: float | None
     high: float | None
     n: int | None
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence bins: b + 1 edges, and b counts, mean confidences, accuracies with intervals (NaN: empty bin)."""
-
-    edges: tuple[float, ...]
-    count: tuple[float, ...]
-    confidence: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ScoreHistogram:
-    """Counts of one score in shared bins (b + 1 edges), for the test set and for each out-of-distribution set."""
-
-    edges: tuple[float, ...]
-    test: tuple[float, ...]
-    ood: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class RobustnessCurve:
-    """Accuracy under attack at each radius, in [0, 1] pixel units, with intervals."""
-
-    eps: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +50,8 @@ class RunRecord:
     metrics: tuple[Mapping[str, float], ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
     results: tuple[Result, ...] = ()
-    reliability: Reliability | None = None
-    scores: Mapping[str, ScoreHistogram] = field(default_factory=dict)
-    robustness: Mapping[str, RobustnessCurve] = field(default_factory=dict)
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    imported: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[SampleImage, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -97,12 +65,12 @@ class RunRecord:
 
     def validation(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and finite values of one number measured on the validation set."""
-        rows = [_numbers(event) for event in self.events if event.get("event") == "validation"]
+        rows = [numbers(event) for event in self.events if event.get("event") == "validation"]
         return _curve(surviving(rows), key)
 
     def event_steps(self, kind: str) -> list[int]:
         """The steps at which an event of this kind happened."""
-        steps = [_number(event.get("step")) for event in self.events if event.get("event") == kind]
+        steps = [number(event.get("step")) for event in self.events if event.get("event") == kind]
         return [int(step) for step in steps if math.isfinite(step)]
 
 
@@ -119,12 +87,13 @@ def read_run(path: Path) -> RunRecord:
     return RunRecord(
         path=path,
         config=head["config"],
-        data=_mapping(head.get("data")),
-        environment=_mapping(head.get("environment")),
-        metrics=tuple(surviving([_numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)])),
+        data=mapping(head.get("data")),
+        environment=mapping(head.get("environment")),
+        metrics=tuple(surviving([numbers(row) for row in _read_lines(path / "metrics.jsonl", problems)])),
         events=tuple(_read_lines(path / "events.jsonl", problems)),
         results=_results(results, problems),
-        **_figures(figures or {}, problems),
+        evaluation=Evaluation() if figures is None else read_evaluation(figures, problems),
+        imported=mapping(head.get("imported")),
         samples=_samples(path / "samples"),
         problems=tuple(problems),
     )
@@ -173,13 +142,13 @@ def _read_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     """One object per line. A damaged last line is what a killed run leaves behind, and is passed over in silence."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     rows, damaged = [], 0
-    for number, line in enumerate(lines, start=1):
+    for position, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError:
-            damaged += number < len(lines)
+            damaged += position < len(lines)
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -198,11 +167,11 @@ def _results(rows: list[Any], problems: list[str]) -> tuple[Result, ...]:
         if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "value" not in row:
             problems.append("results.json has an entry without a name or a value, which is left out.")
             continue
-        low, high, n = _number(row.get("low")), _number(row.get("high")), _number(row.get("n"))
+        low, high, n = number(row.get("low")), number(row.get("high")), number(row.get("n"))
         results.append(
             Result(
                 name=row["name"],
-                value=_number(row["value"]),
+                value=number(row["value"]),
                 low=low if math.isfinite(low) else None,
                 high=high if math.isfinite(high) else None,
                 n=int(n) if math.isfinite(n) else None,
@@ -211,75 +180,11 @@ def _results(rows: list[Any], problems: list[str]) -> tuple[Result, ...]:
     return tuple(results)
 
 
-def _figures(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The parts of figures.json, each checked on its own so that one damaged part does not cost the others."""
-
-    def part(name: str, build: Any, source: Any) -> Any:
-        if not source:
-            return None
-        try:
-            return build(source)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            problems.append(f"figures.json: the part {name!r} does not have the expected form and is left out.")
-            return None
-
-    scores = {k: part(f"scores/{k}", _histogram, v) for k, v in _mapping(content.get("scores")).items()}
-    curves = {k: part(f"robustness/{k}", _robustness, v) for k, v in _mapping(content.get("robustness")).items()}
-    notes = content.get("notes")
-    return {
-        "reliability": part("reliability", _reliability, content.get("reliability")),
-        "scores": {k: v for k, v in scores.items() if v is not None},
-        "robustness": {k: v for k, v in curves.items() if v is not None},
-        "protocol": _mapping(content.get("protocol")),
-        "notes": tuple(str(note) for note in notes) if isinstance(notes, list) else (),
-    }
-
-
-def _reliability(source: Mapping[str, Any]) -> Reliability:
-    bins = len(source["edges"]) - 1
-    names = ("count", "confidence", "accuracy", "low", "high")
-    return Reliability(
-        _floats(source["edges"], bins + 1, finite=True), *(_floats(source[name], bins) for name in names)
-    )
-
-
-def _histogram(source: Mapping[str, Any]) -> ScoreHistogram:
-    bins = len(source["edges"]) - 1
-    ood = {str(name): _floats(counts, bins) for name, counts in source["ood"].items()}
-    return ScoreHistogram(_floats(source["edges"], bins + 1, finite=True), _floats(source["test"], bins), ood)
-
-
-def _robustness(source: Mapping[str, Any]) -> RobustnessCurve:
-    n = len(source["eps"])
-    accuracy, low, high = (_floats(source[name], n) for name in ("accuracy", "low", "high"))
-    return RobustnessCurve(_floats(source["eps"], n, finite=True), accuracy, low, high)
-
-
 def _samples(folder: Path) -> tuple[SampleImage, ...]:
     """The pictures, in the order in which they are best read: what was drawn, where chains stand, the truth."""
-    order = {"fresh": 0, "by_class": 1, "buffer": 2, "data": 4}
+    order = {"fresh": 0, "by_class": 1, "neighbours": 2, "buffer": 3, "data": 5}
     images = []
-    for file in sorted(folder.glob("*.png"), key=lambda f: (order.get(f.stem, 3), f.stem)):
-        sidecar = _mapping(_read_json(file.with_suffix(".json"), dict, []))
+    for file in sorted(folder.glob("*.png"), key=lambda f: (order.get(f.stem, 4), f.stem)):
+        sidecar = mapping(_read_json(file.with_suffix(".json"), dict, []))
         images.append(SampleImage(file.stem, file, str(sidecar.get("caption", ""))))
     return tuple(images)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float:
-    """A float; NaN for anything that is not a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: _number(value) for key, value in row.items()}
-
-
-def _floats(values: Sequence[Any], length: int, *, finite: bool = False) -> tuple[float, ...]:
-    floats = tuple(_number(value) for value in values)
-    if len(floats) != length or (finite and not all(map(math.isfinite, floats))):
-        raise ValueError(f"expected {length} numbers")
-    return floats

@@ -7,11 +7,17 @@ import shlex
 from collections.abc import Sequence
 
 from jemstone.report.history import reason_of, recovered_in_words
+from jemstone.report.measures import number, radius_text
+from jemstone.report.parts import evaluate_command
+from jemstone.report.parts_training import imported_in_words
 from jemstone.report.read import RunRecord
-from jemstone.report.tables import number, radius_text, set_aurocs
+from jemstone.report.tables import headline_radius
 
 _FEW = 3
 """So many runs are told one by one in the title and the sentence; of more, the range is told."""
+
+Notice = tuple[str, str, str]
+"""Kind ('warning' or 'note'), text, command."""
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
@@ -45,20 +51,25 @@ def in_short(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     if values := _per_run(records, "accuracy", percent=True):
         clauses.append(f"accuracy {values}")
     if values := _per_run(records, "ece", percent=True):
-        clauses.append(f"expected calibration error {values}")
+        scaled = _per_run(records, "scaled/ece", percent=True)
+        after = f" ({scaled} after temperature scaling)" if scaled else ""
+        clauses.append(f"expected calibration error {values}{after}")
     clauses += _ood_clause(records)
-    radius = _headline_radius(records)
-    if radius and (values := _per_run(records, f"pgd_linf/{radius}", percent=True)):
-        clauses.append(f"accuracy {values} under L∞ attack of radius {radius_text(radius)}")
+    for attack, words in (("pgd_linf", "L∞ attack"), ("autoattack_linf", "AutoAttack in L∞")):
+        radius = headline_radius(records, attack)
+        if radius and (values := _per_run(records, f"{attack}/{radius}", percent=True)):
+            clauses.append(f"accuracy {values} under {words} of radius {radius_text(radius)}")
+    if values := _per_run(records, "generation/fid", percent=False):
+        clauses.append(f"FID of samples {values}")
     order = f"In the order {listing([name for _, name in evaluated])}: "
     many = f"Over {len(evaluated)} runs, from the lowest value to the highest: "
     who = f"{evaluated[0][1]}: " if len(evaluated) == 1 else many if len(evaluated) > _FEW else order
     return who + "; ".join(clauses or ["results are listed below"]) + "."
 
 
-def notices(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(kind, text, command) that a reader must know before the numbers; kind is 'warning' or 'note'."""
-    found: list[tuple[str, str, str]] = []
+def notices(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Notice]:
+    """What a reader must know before the numbers."""
+    found: list[Notice] = []
     for run, name in zip(runs, names, strict=True):
         kinds = [event.get("event") for event in run.events]
         for event in (e for e in run.events if e.get("event") == "diverged"):
@@ -75,15 +86,29 @@ def notices(runs: Sequence[RunRecord], names: Sequence[str]) -> list[tuple[str, 
             found.append(("note", f"{name} {recovered}: see what happened, under Training.", ""))
         if resumed := run.event_steps("resumed"):
             found.append(("note", f"{name} was resumed at step {listing([f'{s:,}' for s in resumed])}.", ""))
-        if kinds and "finished" not in kinds:
+        if run.imported:
+            found.append(("note", f"{name} was not trained here: {imported_in_words(run)}.", ""))
+        elif kinds and "finished" not in kinds:
             last = f" after step {int(run.metrics[-1]['step']):,}" if run.metrics else ""
             found.append(("warning", f"{name} has no finish on record: its log ends{last}.", ""))
         if not run.results:
-            command = f"jemstone evaluate {shlex.quote(str(run.path))}"
-            found.append(("note", f"{name} has not been evaluated yet. To do so:", command))
+            found.append(("note", f"{name} has not been evaluated yet. To do so:", evaluate_command(run)))
+        found += _stale(run, name)
         found += [("warning", f"{name}: {problem}", "") for problem in run.problems]
     found += [("warning", text, "") for text in _unlike(runs)]
     return found
+
+
+def _stale(run: RunRecord, name: str) -> list[Notice]:
+    """Whether the run was trained on after it was evaluated."""
+    step, last = run.evaluation.step, run.metrics[-1]["step"] if run.metrics else 0
+    if step is None or step >= last:
+        return []
+    text = (
+        f"{name} was evaluated at step {step:,.0f} and has been trained to step {last:,.0f} since: its numbers are "
+        "about an earlier model. To measure again:"
+    )
+    return [("warning", text, evaluate_command(run))]
 
 
 def _unlike(runs: Sequence[RunRecord]) -> list[str]:
@@ -92,10 +117,34 @@ def _unlike(runs: Sequence[RunRecord]) -> list[str]:
     digests = [run.data.get("digest") for run in runs]
     if len({json.dumps(digest) for digest in digests}) > 1:
         differ.append("The runs do not share the same data: their numbers are not measured on the same examples.")
-    protocols = {json.dumps(run.protocol, sort_keys=True) for run in runs if run.protocol}
-    if len(protocols) > 1:
-        differ.append("The runs were evaluated under different protocols (listed at the end): compare with care.")
+    if sections := _different_settings(runs):
+        where = f" in {listing(sections)}" if "" not in sections else ""
+        differ.append(
+            f"The runs were evaluated under different protocols{where} (listed at the end): compare with care."
+        )
+    if not _same_sets(runs):
+        differ.append(
+            "The runs were measured against different out-of-distribution sets: their means over near and far sets do "
+            "not compare."
+        )
     return differ
+
+
+def _different_settings(runs: Sequence[RunRecord]) -> list[str]:
+    """The sections whose settings differ between runs that have both; '' stands for those of all sections."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        plain = {key: value for key, value in run.evaluation.protocol.items() if not isinstance(value, dict)}
+        own = {key: value for key, value in run.evaluation.protocol.items() if isinstance(value, dict)}
+        for section, settings in ({"": plain} | own).items() if run.evaluation.protocol else ():
+            found.setdefault(section, set()).add(json.dumps(settings, sort_keys=True))
+    return [section for section, kinds in found.items() if len(kinds) > 1]
+
+
+def _same_sets(runs: Sequence[RunRecord]) -> bool:
+    """Whether all runs that were measured against near and far sets were so against the same ones."""
+    sets = {(run.evaluation.near, run.evaluation.far) for run in runs if "ood" in run.evaluation.measured}
+    return len(sets) <= 1
 
 
 def _per_run(runs: Sequence[RunRecord], name: str, percent: bool) -> str:
@@ -114,35 +163,11 @@ def _values(values: Sequence[float | None], percent: bool = False) -> str:
 
 
 def _ood_clause(runs: Sequence[RunRecord]) -> list[str]:
-    """AUROC of log p(x) on average and at worst, over the sets that all runs were measured on."""
-    tables = [set_aurocs(run, "log_density") for run in runs]
-    common = [name for name in tables[0] if all(name in table for table in tables)]
-    if not common:
+    """AUROC of log p(x) on average over near and over far sets, where these are the same in all runs."""
+    if not _same_sets(runs):
         return []
-    means = _values([sum(table[s] for s in common) / len(common) for table in tables])
-    if len(common) == 1:
-        return [f"AUROC of log p(x) against {common[0]} {means}"]
-    lowest = [min(common, key=table.__getitem__) for table in tables]
-    worst = listing([f"{number(table[s])} ({s})" for table, s in zip(tables, lowest, strict=True)])
-    if len(runs) > _FEW:
-        worst = _values([min(table[s] for s in common) for table in tables])
-    return [f"AUROC of log p(x) {means} on average over {len(common)} out-of-distribution sets, {worst} on the worst"]
-
-
-def _headline_radius(runs: Sequence[RunRecord]) -> str | None:
-    """The middle one of the L-infinity radii that all runs were attacked with, neither trivial nor hopeless."""
-
-    def radii(run: RunRecord) -> set[str]:
-        prefix = "pgd_linf/"
-        return {r.name[len(prefix) :] for r in run.results if r.name.startswith(prefix)}
-
-    common = sorted((r for r in set.intersection(*map(radii, runs)) if _radius(r) > 0), key=_radius)
-    return common[(len(common) - 1) // 2] if common else None
-
-
-def _radius(text: str) -> float:
-    """The radius in a result's name; 0 for what is no number."""
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    means = [
+        (regime, _per_run(runs, f"ood_mean/{regime}/log_density/auroc", percent=False)) for regime in ("near", "far")
+    ]
+    told = [f"{values} over {regime} sets" for regime, values in means if values]
+    return [f"mean AUROC of log p(x) {', '.join(told)}"] if told else []

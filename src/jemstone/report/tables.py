@@ -1,24 +1,24 @@
-"""The numbers of several runs side by side: what each one is called, which way is better, and who is clearly ahead."""
+"""The numbers of several runs side by side, and who is clearly ahead."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jemstone.report.measures import (
+    DETECTION,
+    GENERATION,
+    GROUPS,
+    OOD_METRICS,
+    SAMPLES,
+    SOURCES,
+    Measure,
+    measure,
+    number,
+)
 from jemstone.report.read import Result, RunRecord
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a result's name means. `better` is +1 where higher is better, -1 where lower is, 0 where not known."""
-
-    group: str
-    label: str
-    better: int = 0
-    percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,63 +33,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One result over all runs."""
+    """One line of a table, with a cell per run and column. `mean` marks an average of the rows above it."""
 
     label: str
     better: int
     cells: tuple[Cell, ...]
     n: str
+    mean: bool = False
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One metric of out-of-distribution detection: rows are sets, columns are scores times runs."""
+    """Rows by group, and columns times runs; `head` names the rows, `worst` closes each column where it is given."""
 
-    metric: str
+    head: str
     better: int
-    scores: tuple[str, ...]
-    rows: tuple[Row, ...]
-    means: tuple[str, ...]
-    worst: tuple[str, ...]
-
-
-GROUPS = ("Classification", "Calibration", "Accuracy under attack", "Other measurements")
-
-SCORE_NAMES = {"log_density": "log p(x)", "max_probability": "max p(y|x)", "approximate_mass": "approximate mass"}
-
-SCORE_MEANINGS = {
-    "log_density": (
-        "the model's log-density up to a constant, which is the logsumexp of the logits. On a plain classifier, "
-        "where nothing was trained to make it a density, this is the post-hoc energy score (Liu et al. 2020)"
-    ),
-    "max_probability": "the probability of the likeliest class, the usual baseline (Hendrycks and Gimpel 2017)",
-    "approximate_mass": (
-        "minus the norm of the gradient of log p(x): near 0 where probability mass is flat and typical, "
-        "strongly negative on slopes (Grathwohl et al. 2020)"
-    ),
-}
-
-_FIXED = {
-    "accuracy": Measure("Classification", "Accuracy, %", +1, percent=True),
-    "nll": Measure("Classification", "Negative log-likelihood, nats", -1),
-    "brier": Measure("Classification", "Brier score", -1),
-    "ece": Measure("Calibration", "Expected calibration error, %", -1, percent=True),
-}
-OOD_METRICS = {"auroc": +1, "aupr": +1, "fpr95": -1}
-_ATTACKS = {"pgd_linf": "L∞", "pgd_l2": "L2"}
-
-
-def measure(name: str) -> Measure:
-    """The meaning of a result's name; a name not known is shown as it is, without a better direction."""
-    if name in _FIXED:
-        return _FIXED[name]
-    attack, _, radius = name.partition("/")
-    if attack in _ATTACKS and radius:
-        shown = radius_text(radius) if attack == "pgd_linf" else radius
-        return Measure(
-            "Accuracy under attack", f"Under PGD, {_ATTACKS[attack]}\u00a0≤\u00a0{shown}, %", +1, percent=True
-        )
-    return Measure("Other measurements", name)
+    columns: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[Row, ...]], ...]
+    worst: tuple[str, ...] = ()
 
 
 def clearly_ahead(results: Sequence[Result | None], better: int) -> tuple[bool, ...]:
@@ -105,77 +66,103 @@ def clearly_ahead(results: Sequence[Result | None], better: int) -> tuple[bool, 
     )
 
 
-def number(value: float, percent: bool = False) -> str:
-    """A value as the page prints it: one decimal for per cents, three for other small numbers."""
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    text = f"{100 * value:.1f}" if percent else f"{value:.3f}" if abs(value) < 1000 else f"{value:.5g}"
-    return text.replace("-", "−")
-
-
-def radius_text(radius: str) -> str:
-    """An L-infinity radius as the field writes it, 8/255, where it is a small whole number of grey levels."""
-    try:
-        levels = 255 * float(radius)
-    except ValueError:
-        return radius
-    return f"{radius} ({levels:.0f}/255)" if 0.5 < levels < 32.5 and abs(levels - round(levels)) < 0.02 else radius
-
-
-def row(label: str, meaning: Measure, results: Sequence[Result | None]) -> Row:
+def row(label: str, meaning: Measure, results: Sequence[Result | None], *, mean: bool = False) -> Row:
     """One line of a table, with the runs that are clearly ahead marked."""
     cells = tuple(
-        _cell(result, meaning.percent, ahead)
+        _cell(result, meaning, ahead)
         for result, ahead in zip(results, clearly_ahead(results, meaning.better), strict=True)
     )
     counts = dict.fromkeys(f"{r.n:,}" for r in results if r is not None and r.n is not None)
-    return Row(label, meaning.better, cells, " / ".join(counts))
+    return Row(label, meaning.better, cells, " / ".join(counts), mean)
 
 
 def comparison(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
-    """All results but those of out-of-distribution detection, by group, in the order in which they were written."""
+    """All results by group, in the order in which they were written, but for those that have a table of their own."""
     groups: dict[str, list[Row]] = {name: [] for name in GROUPS}
     for name in _names(runs):
-        if _ood(name) is None:
-            meaning = measure(name)
-            groups[meaning.group].append(row(meaning.label, meaning, [run.result(name) for run in runs]))
-    return {name: rows for name, rows in groups.items() if rows}
+        meaning = measure(name)
+        groups[meaning.group].append(row(meaning.label, meaning, _of(runs, name)))
+    return {name: rows for name, rows in groups.items() if rows and name not in (DETECTION, GENERATION)}
+
+
+def headline(runs: Sequence[RunRecord]) -> list[Row]:
+    """The few numbers that a reader looks for first, of those that were measured."""
+    radius = headline_radius(runs, "pgd_linf"), headline_radius(runs, "autoattack_linf")
+    names = {
+        "accuracy": "",
+        "ece": "",
+        "scaled/ece": "The same after temperature scaling, %",
+        "ood_mean/near/log_density/auroc": "",
+        "ood_mean/far/log_density/auroc": "",
+        f"pgd_linf/{radius[0]}": "",
+        f"autoattack_linf/{radius[1]}": "",
+        "generation/fid": "",
+        "likelihood/test": "",
+        "likelihood/bits_per_dim": "",
+    }
+    known = set(_names(runs))
+    return [row(label or measure(n).label, measure(n), _of(runs, n)) for n, label in names.items() if n in known]
+
+
+def headline_radius(runs: Sequence[RunRecord], attack: str) -> str:
+    """The middle one of the radii that all runs that met this attack share, neither trivial nor hopeless; or ''.
+
+    Where PGD and AutoAttack share radii it is one of these, so that both numbers are about the same thing.
+    """
+    shared = _radii(runs, attack)
+    other = {"pgd_linf": "autoattack_linf", "autoattack_linf": "pgd_linf"}.get(attack, attack)
+    common = sorted(shared & _radii(runs, other) or shared, key=float)
+    return common[(len(common) - 1) // 2] if common else ""
 
 
 def ood_matrix(runs: Sequence[RunRecord], metric: str) -> Matrix | None:
-    """One out-of-distribution metric, set by score by run; None where no run has it."""
+    """One out-of-distribution metric, set by score by run, near sets apart from far ones; None where no run has it."""
     parts = [part for name in _names(runs) if (part := _ood(name)) is not None and part[2] == metric]
     if not parts:
         return None
     sets, scores = (tuple(dict.fromkeys(part[i] for part in parts)) for i in (0, 1))
-    better, rows = OOD_METRICS[metric], []
-    for ood in sets:
-        by_score = [
-            row(ood, Measure("", ood, better), [run.result(f"ood/{ood}/{score}/{metric}") for run in runs])
-            for score in scores
-        ]
-        cells = tuple(cell for line in by_score for cell in line.cells)
-        rows.append(Row(ood, better, cells, " / ".join(dict.fromkeys(line.n for line in by_score if line.n))))
+    meaning = Measure("", "", OOD_METRICS[metric])
+    near = {name for run in runs for name in run.evaluation.near}
+    far = {name for run in runs for name in run.evaluation.far} - near
+
+    def line(label: str, prefix: str, mean: bool) -> Row:
+        return _across(label, [(meaning, f"{prefix}/{score}/{metric}") for score in scores], runs, mean=mean)
+
+    members = {"near": [s for s in sets if s in near], "far": [s for s in sets if s in far]}
+    members[""] = [s for s in sets if s not in near | far]
+    groups = []
+    for regime, names in members.items():
+        rows = [line(name, f"ood/{name}", False) for name in names]
+        mean = line(f"mean of {regime}", f"ood_mean/{regime}", True)
+        rows += [mean] if regime and rows and any(cell.exact for cell in mean.cells) else []
+        titles = {"near": "Near sets", "far": "Far sets", "": "" if len(members[""]) == len(sets) else "Others"}
+        groups += [(titles[regime], tuple(rows))] if rows else []
     columns = [
-        [result.value for ood in sets if (result := run.result(f"ood/{ood}/{score}/{metric}")) is not None]
+        [result.value for s in sets if (result := run.result(f"ood/{s}/{score}/{metric}")) is not None]
         for score in scores
         for run in runs
     ]
-    worst = min if better > 0 else max
-    return Matrix(
-        metric,
-        better,
-        scores,
-        tuple(rows),
-        means=tuple(number(sum(c) / len(c)) if len(c) == len(sets) else "" for c in columns),
-        worst=tuple(number(worst(c)) if len(c) == len(sets) else "" for c in columns),
-    )
+    worst: Callable[[list[float]], float] = min if meaning.better > 0 else max
+    ends = tuple(number(worst(c)) if len(c) == len(sets) else "" for c in columns) if len(sets) > 1 else ()
+    return Matrix(metric, meaning.better, scores, tuple(groups), ends)
 
 
 def set_aurocs(run: RunRecord, score: str) -> dict[str, float]:
     """AUROC of one score per out-of-distribution set."""
     parts = ((_ood(r.name), r.value) for r in run.results)
     return {part[0]: value for part, value in parts if part is not None and part[1:] == (score, "auroc")}
+
+
+def samples_matrix(runs: Sequence[RunRecord]) -> Matrix | None:
+    """What is measured of samples: metric by source by run; None where no run has samples measured."""
+    known = set(_names(runs))
+    sources = [source for source in SOURCES if any(f"{source}/{what}" in known for what in SAMPLES)]
+    rows = [
+        _across(meaning.label, [(measure(f"{s}/{what}"), f"{s}/{what}") for s in sources], runs, better=meaning.better)
+        for what, meaning in SAMPLES.items()
+        if any(f"{source}/{what}" in known for source in sources)
+    ]
+    return Matrix("", 0, tuple(SOURCES[s] for s in sources), (("", tuple(rows)),)) if rows else None
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -203,6 +190,42 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(result.name for run in runs for result in run.results))
 
 
+def _of(runs: Sequence[RunRecord], name: str) -> list[Result | None]:
+    return [run.result(name) for run in runs]
+
+
+def _across(
+    label: str,
+    columns: Sequence[tuple[Measure, str]],
+    runs: Sequence[RunRecord],
+    *,
+    better: int = 0,
+    mean: bool = False,
+) -> Row:
+    """A row with several columns per run, each compared on its own."""
+    lines = [row(label, meaning, _of(runs, name)) for meaning, name in columns]
+    cells = tuple(cell for line in lines for cell in line.cells)
+    return Row(label, better, cells, " / ".join(dict.fromkeys(line.n for line in lines if line.n)), mean)
+
+
+def _radii(runs: Sequence[RunRecord], attack: str) -> set[str]:
+    """The radii, as text, of this attack that all runs share that have met it at all."""
+
+    def of(run: RunRecord) -> set[str]:
+        heads = (r.name.partition("/") for r in run.results)
+        return {radius for head, _, radius in heads if head == attack and _positive(radius)}
+
+    found = [radii for run in runs if (radii := of(run))]
+    return set.intersection(*found) if found else set()
+
+
+def _positive(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
 def _ood(name: str) -> tuple[str, str, str] | None:
     """Set, score and metric of a result called ood/SET/SCORE/METRIC."""
     parts = name.split("/")
@@ -211,10 +234,11 @@ def _ood(name: str) -> tuple[str, str, str] | None:
     return "/".join(parts[1:-2]), parts[-2], parts[-1]
 
 
-def _cell(result: Result | None, percent: bool, ahead: bool) -> Cell:
+def _cell(result: Result | None, meaning: Measure, ahead: bool) -> Cell:
     if result is None:
         return Cell()
-    interval = ""
+    text, interval = number(result.value, meaning.percent, meaning.decimals), ""
     if result.low is not None and result.high is not None:
-        interval = f"{number(result.low, percent)} – {number(result.high, percent)}"
-    return Cell(number(result.value, percent), interval, repr(result.value), ahead)
+        low, high = (number(end, meaning.percent, meaning.decimals) for end in (result.low, result.high))
+        interval = f"{low} – {high}"
+    return Cell(text, interval, repr(result.value), ahead)

@@ -70,15 +70,19 @@ def adversarial_examples(
     return moved
 
 
+def log_odds_loss(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """log sum_{j != y} exp f_j - f_y per row, nats: the log odds against class y, which an attack ascends."""
+    rest = -marginal_energy(logits.scatter(1, y[:, None], -math.inf))
+    return rest + joint_energy(logits, y)
+
+
 def _loss_gradient(model: EnergyClassifier, x: Tensor, y: Int[Tensor, " b"]) -> Tensor:
     """Gradient in x of log sum_{j != y} exp f_j - f_y, summed over the rows that have a label."""
     label = y.clamp(min=0)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = model(x)
-        rest = -marginal_energy(logits.scatter(1, label[:, None], -math.inf))
         # With BatchNorm in train mode every row has a say in every loss: those of unlabelled rows must not count.
-        loss = torch.where(y >= 0, rest + joint_energy(logits, label), 0).sum()
+        loss = torch.where(y >= 0, log_odds_loss(model(x), label), 0).sum()
         (grad,) = torch.autograd.grad(loss, x)
     return grad
 

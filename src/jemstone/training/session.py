@@ -98,6 +98,12 @@ class Session:
         followed; with another number of threads there is a warning, and sums may round differently.
         """
         directory = Run(run)
+        if "imported" in directory.info:
+            raise CheckpointError(
+                f"{directory.path} was imported from {directory.info['imported']['file']}, which holds weights and no "
+                "optimiser state, so there is nothing to resume. Evaluate it, sample from it, or train on from its "
+                "weights in a new run: Session.start(config, data, load_trained(run).model.network, run=...)."
+            )
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
         fabric = make_fabric(config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jemstone.data import Dataset, to_box
 from jemstone.data.dataset import box_of
 from jemstone.energy import EnergyClassifier, marginal_energy
-from jemstone.errors import CheckpointError, ConfigError
+from jemstone.errors import CheckpointError, ConfigError, DataError
 from jemstone.networks.modes import statistics_of_negatives
 from jemstone.rng import generator
 from jemstone.runs import Run
@@ -89,6 +89,15 @@ class Trained:
     def log_density(self, x: Tensor) -> Float[Tensor, " n"]:
         """log p(x) up to a constant, nats: higher means more like the training data; on the CPU."""
         return -marginal_energy(self.logits(x))
+
+    def buffer_chains(self, count: int, *, label: int | None = None, seed: int = 0) -> Float[Tensor, "n ..."]:
+        """`count` random chains of the buffer, of those alone that the model assigns to class `label` if given."""
+        chains = self.buffer
+        if chains is None:
+            raise DataError(f"{self.run.path} has no replay buffer: it is a plain classifier.")
+        if label is not None:
+            chains = chains[self.logits(chains).argmax(dim=1) == label]
+        return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
 
     def sample(
         self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0
