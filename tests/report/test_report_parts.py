@@ -84,11 +84,11 @@ def test_corruptions_start_at_the_clean_images_where_these_were_measured(runs, d
 def test_the_scaled_diagram_stands_beside_the_one_as_trained(runs, drawn):
     blocks = parts_predictions.calibration(runs, ["jem", "plain"]).blocks
     found = [run.evaluation for run in runs]
-    plain, folded = drawn["reliability_diagram"][:4], drawn["reliability_diagram"][4:]
-    # Diagrams of equal count are drawn run by run, after the two of that run.
-    order = [args[0] for args, _ in drawn["reliability_diagram"]]
-    assert order == [part for one in found for part in (one.reliability, one.scaled, one.equal_mass)]
-    assert [args[1] for args, _ in [*plain, *folded]] == [BLUE] * 3 + [RED] * 3
+    shown = [args for args, _ in drawn["reliability_diagram"]]
+    assert [bins for bins, _ in shown] == [
+        part for one in found for part in (one.reliability, one.scaled, one.equal_mass)
+    ]
+    assert [colour for _, colour in shown] == [BLUE] * 3 + [RED] * 3
     assert [panel.caption.replace("\u00a0", " ") for panel in blocks[0].panels[:2]] == [
         "as trained, ECE 2.7 %",
         "after temperature scaling, T = 1.7, ECE 1.2 %",
