@@ -169,6 +169,7 @@ DRAWINGS = {
     "histogram beneath": lambda v: plots.histogram(BINS, BLUE, "x", beside=(BINS[0], (1, 10 * v))),
     "band of chains": lambda v: plots.over_steps([Line(BLUE, Curve((0, 9), (0, 0), (0, v), (1, 1)), "")], []),
     "level of data": lambda v: plots.over_steps([Line(BLUE, LINE, "")], [], band=(0, v, 1)),
+    "band of data": lambda v: plots.over_steps([Line(BLUE, LINE, "")], [], band=(0, 0.1, v)),
     "life of chains": lambda v: plots.over_steps([Line(BLUE, Curve((0, 9), *((0, 1),) * 3), "")], [(BLUE, 10 * v)]),
     "acceptance": lambda v: plots.temperatures((1, v), BLUE),
 }
