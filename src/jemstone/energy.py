@@ -73,13 +73,15 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None) -> EnergyG
     """The function that yields E and grad_x E of `model`: the seam where precision, layout and compilation go.
 
     Only the gradient with respect to the input is computed: parameters neither need nor receive one. With class
-    indices `y` (b,) it is E(x, y), one class per chain.
+    indices `y` (b,) it is E(x, y), one class per chain. An energy that does not depend on x has gradient 0.
     """
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             energy = model.energy(x, y)
+            if not energy.requires_grad:  # a model that ignores x, or cuts the path to it
+                return energy, torch.zeros_like(x)
             (grad,) = torch.autograd.grad(energy.sum(), x)
         return energy.detach(), grad
 

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from jemstone.errors import ConfigError, RunError
 from jemstone.evaluation.compare import HEADLINE, compare_runs
+from jemstone.evaluation.evaluated import labels
 
 N, M = 200, 120
 PROTOCOL = {"name": "v1", "common": {"seed": 0}, "calibration": {"bins": 15}, "robustness": {"images": 60}, "ood": {}}
@@ -285,3 +286,9 @@ def test_settings_out_of_range_are_refused(tmp_path, settings, message):
 def test_no_runs_are_refused():
     with pytest.raises(ConfigError, match="at least one"):
         compare()
+
+
+def test_labels_take_as_many_parents_as_tell_runs_apart(tmp_path):
+    paths = [tmp_path / part for part in ("A/x/run", "B/x/run", "C/run")]
+    assert labels(paths) == ["A/x/run", "B/x/run", "C/run"]
+    assert labels([paths[0], paths[0]])[0] != labels([paths[0], paths[0]])[1]

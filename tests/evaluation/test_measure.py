@@ -10,6 +10,7 @@ from torch import nn
 
 from jemstone.data import Dataset, Split
 from jemstone.energy import EnergyClassifier
+from jemstone.errors import ConfigError, DataError
 from jemstone.evaluation import Protocol, Result, comparison, evaluate
 from jemstone.evaluation.extractors import Extractor
 from jemstone.evaluation.measure import gather, kept, measure
@@ -209,3 +210,101 @@ def test_runs_side_by_side_keep_their_order_and_their_gaps():
         ("accuracy", "higher"), ("pgd_linf/0.1", "higher"), ("temperature", "")
     ]  # fmt: skip
     assert [row.cells for row in rows] == [[a[0], b[0]], [a[1], None], [None, b[1]]]
+
+
+class Noisy(nn.Module):
+    """Draws from the global stream in its forward pass, in any mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier().network
+
+    def forward(self, x):
+        return self.inner(x) + 0.1 * torch.randn(len(x), 3, device=x.device)
+
+
+@pytest.mark.parametrize("section", ["calibration", "ood", "distal"])
+def test_a_model_that_draws_gives_the_same_numbers_again_and_leaves_the_stream(section):
+    protocol = replace(Protocol(), resamples=5).only(section)
+    protocol = replace(protocol, distal=replace(protocol.distal, images=6, steps=2))
+    model, data, found = EnergyClassifier(Noisy()).eval(), dataset(), []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(evaluate(model, data, protocol=protocol).results)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
+
+
+def test_pieces_have_streams_of_their_own(calls, store, monkeypatch):
+    """A piece that is read from disk draws nothing: what comes after it must not notice."""
+    drawn = []
+
+    def section(subject, settings, common, work):
+        work.memo("first", lambda: {"x": torch.rand(3).numpy()})
+        drawn.append(torch.rand(3).tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jemstone.evaluation.measure.SECTIONS", {"ood": section})
+    for _ in range(2):
+        drawn_before = len(drawn)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, Protocol().only("ood"))
+        assert len(drawn) == drawn_before + 1
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("ignorant", ["constant", "no_grad"])
+def test_a_model_without_a_gradient_is_measured_and_warned_of(ignorant):
+    class Ignorant(nn.Module):
+        def forward(self, x):
+            if ignorant == "constant":
+                return torch.zeros(len(x), 3)
+            with torch.no_grad():
+                return 0.0 + x.flatten(1)[:, :3]
+
+    protocol = replace(Protocol(), resamples=5).only("ood", "robustness", "distal")
+    quick = replace(protocol.robustness, images=20, steps=2, restarts=1, autoattack_images=0, black_box_images=0)
+    protocol = replace(protocol, robustness=quick, distal=replace(protocol.distal, images=6, steps=2))
+    found = evaluate(EnergyClassifier(Ignorant()), dataset(), protocol=protocol)
+    by_name = {r.name: r for r in found.results}
+    assert by_name["ood/noise/approximate_mass/auroc"].value == 0.5
+    assert "zero-gradient" in {w["name"] for w in found.figures["warnings"]}
+
+
+def wrong(change):
+    data = dataset()
+    test = data.test
+    floats = test.inputs.float() / 127.5
+    return {
+        "labels": replace(data, test=Split(test.inputs, torch.full((40,), -1))),
+        "empty": replace(data, test=Split(test.inputs[:0], test.labels[:0])),
+        "range": replace(data, test=Split(floats, test.labels)),
+        "classes": replace(data, class_names=("a", "b", "c", "d")),
+    }[change]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("labels", "must lie in"), ("empty", "no test examples"), ("range", "must lie in"), ("classes", "has 4")],
+)
+@pytest.mark.parametrize("section", ["ood", "corruptions", "distal"])
+def test_data_that_do_not_fit_are_refused_by_every_section(section, change, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(classifier(), wrong(change), protocol=Protocol().only(section))
+
+
+def test_other_precisions_are_refused():
+    with pytest.raises(ConfigError, match=r"float32.*model\.float"):
+        evaluate(classifier().to(torch.bfloat16), dataset(), protocol=Protocol().only("ood"))
+
+
+def test_pictures_of_another_state_go_with_it(store):
+    protocol = replace(Protocol(), resamples=5, ood=replace(Protocol().ood, images=20)).only("ood")
+    subject = Subject(classifier().eval(), dataset())
+    run(store, protocol, subject)
+    assert (store.pictures / "foreign.png").is_file()
+    assert list(kept(subject, protocol, store, {})) == ["ood"]
+    assert (store.pictures / "foreign.png").is_file()
+    assert kept(subject, replace(protocol, seed=1), store, {}) == {}
+    assert not list(store.pictures.iterdir())

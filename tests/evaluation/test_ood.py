@@ -71,7 +71,7 @@ def test_all_scores_on_all_sets(subject):
     assert found.figures["sizes"] == {**dict.fromkeys(sets[:-1], 40), "mine": 25}
     assert json.loads(json.dumps(found.figures)) == found.figures
     assert {name: (len(v), v.dtype) for name, v in found.examples.items()} == {
-        f"{score}/{part}": (n, np.float32)
+        f"{score}/{part}": (n, np.float64)
         for score in EVERY
         for part, n in {"test": 40, **{f"ood/{s}": k for s, k in found.figures["sizes"].items()}}.items()
     }

@@ -216,7 +216,8 @@ def _mismatches(runs: Sequence[Evaluated]) -> list[str]:
                 "their numbers do not compare."
             )
         ours, theirs = _flat(first.protocol), _flat(run.protocol)
-        differing = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+        shared = [key for key in ours if key in theirs]  # a section that one run lacks is a gap, not another protocol
+        differing = [key for key in shared if ours[key] != theirs[key]]
         if differing:
             shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
             notes.append(f"{run.label} was evaluated under another protocol than {first.label}; it differs in {shown}.")

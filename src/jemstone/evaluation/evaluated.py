@@ -52,12 +52,14 @@ def read_evaluated(paths: Sequence[str | Path]) -> list[Evaluated]:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Each path's folder name, with its parent's name in front where two would be called the same."""
-    names = [path.resolve().name for path in paths]
-    return [
-        name if names.count(name) == 1 else f"{path.resolve().parent.name}/{name}"
-        for path, name in zip(paths, names, strict=True)
-    ]
+    """Each path's folder name, with as many parents in front as tell them apart; a path given twice is numbered."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    names = ["/".join(part[-1:]) for part in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        names = [
+            name if names.count(name) == 1 else "/".join(part[-depth:]) for name, part in zip(names, parts, strict=True)
+        ]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _read(path: Path, label: str) -> Evaluated:

@@ -36,8 +36,8 @@ BINS = 40
 OUTSIDE = 1e-3
 """Share of entries outside the box from which on it is a warning."""
 LEGACY_IMAGES = 10_000
-NEAR, TOLERATED = 0.01, 0.05
-"""The quantile of test inputs that counts as near; the share of samples that may be nearer without a warning."""
+NEAR, TOLERATED, SAME = 0.01, 0.05, 1e-3
+"""Quantile of test distances that is near; share of samples that may be nearer; distance that is but rounding."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,12 @@ def generation_section(subject: Subject, settings: GenerationSettings, common: C
     pictures: dict[str, Picture] = {}
     data, chains = subject.data, subject.chains
     if data.box is not None:
-        images = to_box(data.train.inputs[: settings.grid]).cpu()
-        pictures["data"] = Picture(images, "Training images, for comparison.", COLUMNS)
+        pictures["data"] = Picture(to_box(data.train.spread(settings.grid).inputs).cpu(), "Training images.", COLUMNS)
     if chains is None:
         note = "Generation not measured: the model has no chains, it is a plain classifier."
         return Section([], {}, {}, [], [note], pictures)
-    given = subject.extractor
-    task = _Task(subject, settings, common, work, given or make_extractor(settings.extractor, data, subject.device))
+    extractor = subject.extractor or make_extractor(settings.extractor, data, subject.device)
+    task = _Task(subject, settings, common, work, extractor)
     train = reference(task.extractor, data, "train", settings.references, work=work)
     test = reference(task.extractor, data, "test", settings.references, work=work)
     fresh = _samples(task, settings.samples, by_class=False)
@@ -202,7 +201,8 @@ def _memorised(
         return {"samples": samples[:, 0], "test": nearest(test.pool, train.pool)[0][:, 0], "indices": indices}
 
     found = task.work.memo("generation-nearest", make)
-    limit = float(np.quantile(found["test"], NEAR))
+    new = found["test"][found["test"] > SAME]  # a test input that is a training input too says nothing about copies
+    limit = max(float(np.quantile(new, NEAR)) if len(new) else 0.0, SAME)
     copies = exact_proportion("generation/memorised", int((found["samples"] < limit).sum()), len(rows.pool))
     task.results.append(copies)
     if copies.low > TOLERATED:

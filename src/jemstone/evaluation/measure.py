@@ -18,8 +18,10 @@ from jemstone.evaluation.extractors import Extractor, file_digest
 from jemstone.evaluation.forward import frozen
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS, Protocol
-from jemstone.evaluation.section import WARNINGS, Chains, Section, Subject, Warned, Work
+from jemstone.evaluation.sanity import require_sound
+from jemstone.evaluation.section import WARNINGS, Arrays, Chains, Memo, Section, Subject, Warned, Work
 from jemstone.evaluation.store import Key, Store, Stored, digest, foreign_digests, subject_digest
+from jemstone.rng import seeded
 from jemstone.runs import strict
 from jemstone.version import __version__
 
@@ -89,6 +91,7 @@ def measure(
     With a `store`, a section that was measured before on the same subject with the same settings is read from it, and
     one that was interrupted goes on; `identity` holds what else tells subjects apart, such as how chains were run.
     """
+    require_sound(subject)
     origin = _origin(subject, protocol, identity or {}) if store is not None else ""
     for number, name in enumerate(protocol.sections, start=1):
         settings = getattr(protocol, name)
@@ -102,12 +105,10 @@ def measure(
             continue
         say(place)
         began = time.monotonic()
-        work = (
-            Work(lambda text: say(f"  {text}"))
-            if store is None
-            else Work(lambda text: say(f"  {text}"), store.memo(name, key))
-        )
-        with frozen(subject.model):
+        memo = Work().memo if store is None else store.memo(name, key)
+        work = Work(lambda text: say(f"  {text}"), _seeded_pieces(memo, subject, protocol, name))
+        # A model that draws random numbers in its forward pass gives the same ones again, and global state stays.
+        with frozen(subject.model), seeded(protocol.seed, "section", name, device=subject.device):
             section = SECTIONS[name](subject, settings, protocol.common, work)
         stored = Stored(key, described, section, round(time.monotonic() - began, 1))
         if store is not None:
@@ -116,10 +117,19 @@ def measure(
 
 
 def kept(subject: Subject, protocol: Protocol, store: Store, identity: Mapping[str, Any]) -> dict[str, Stored]:
-    """The sections in `store` that are about this very subject, whatever their settings were."""
+    """The sections in `store` that are about this very subject, whatever their settings were.
+
+    Those about another state of it are forgotten: their pictures would pass for pictures of this one.
+    """
     origin = _origin(subject, protocol, identity)
-    found = {name: store.load(name) for name in SECTIONS}
-    return {name: stored for name, stored in found.items() if stored is not None and stored.key.subject == origin}
+    found = {}
+    for name in SECTIONS:
+        stored = store.load(name)
+        if stored is not None and stored.key.subject == origin:
+            found[name] = stored
+        elif stored is not None:
+            store.forget(name)
+    return found
 
 
 def gather(measured: Mapping[str, Stored], protocol: Protocol) -> tuple[list[Result], dict[str, Any]]:
@@ -156,6 +166,19 @@ def _told(section: str, warned: Warned) -> dict[str, str]:
 def _origin(subject: Subject, protocol: Protocol, identity: Mapping[str, Any]) -> str:
     """What all sections depend on, as a digest."""
     return digest([__version__, protocol.name, asdict(protocol.common), subject_digest(subject, identity)])
+
+
+def _seeded_pieces(memo: Memo, subject: Subject, protocol: Protocol, section: str) -> Memo:
+    """`memo`, with every piece on a random stream of its own: a piece read from disk draws nothing."""
+
+    def remember(piece: str, make: Callable[[], Arrays]) -> Arrays:
+        def alone() -> Arrays:
+            with seeded(protocol.seed, "piece", section, piece, device=subject.device):
+                return make()
+
+        return memo(piece, alone)
+
+    return remember
 
 
 def _further_inputs(subject: Subject, protocol: Protocol, section: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def ood_section(subject: Subject, settings: OodSettings, common: Common, work: W
         "far": [name for name in sets if name not in settings.near],
         "sizes": {name: len(x) for name, x in sets.items()},
     }
-    examples = {f"{name}/{part}": v.astype(np.float32) for name, s in found.items() for part, v in s.items()}
+    examples = {f"{name}/{part}": v for name, s in found.items() for part, v in s.items()}
     warnings = _small({"the test split": len(data.test), **{repr(name): len(x) for name, x in sets.items()}})
     pictures = {"foreign": _picture(sets, data.box)} if data.box is not None and sets else {}
     return Section(results, figures, examples, warnings, notes, pictures)

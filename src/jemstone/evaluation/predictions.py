@@ -24,7 +24,7 @@ from jemstone.evaluation.calibration import (
 from jemstone.evaluation.classification import accuracy, brier, nll
 from jemstone.evaluation.forward import in_batches
 from jemstone.evaluation.intervals import Result
-from jemstone.evaluation.sanity import sanity_warnings
+from jemstone.evaluation.sanity import require_test_split, sanity_warnings
 from jemstone.evaluation.section import Arrays, Common, Section, Subject, Work
 from jemstone.evaluation.temperature import BOUNDS, temperature
 
@@ -86,14 +86,7 @@ def test_logits(model: EnergyClassifier, data: Dataset, batch_size: int) -> Floa
     Raises DataError for a test split that is empty or not labelled throughout, a model with another number of classes,
     and logits that are not finite.
     """
-    labels = data.test.labels
-    if len(labels) == 0:
-        raise DataError(f"Data set {data.name!r} has no test examples; there is nothing to evaluate on.")
-    if not bool(((labels >= 0) & (labels < data.num_classes)).all()):
-        raise DataError(
-            f"Test labels of {data.name!r} must lie in [0, {data.num_classes}), found {int(labels.min())} to "
-            f"{int(labels.max())}. Unlabelled examples (-1) belong in the training split."
-        )
+    require_test_split(data)
     return _logits(model, data, data.test, "test", batch_size)
 
 
@@ -165,4 +158,10 @@ def _temperature(
             f"{without}the likelihood of the {len(split)} validation examples has no maximum in T; {better} is always "
             f"better, up to the bound {value:g} of the search."
         ]
-    return Result("temperature", value, low, high, len(split)), []
+    ends = [f"{end:g}" for end in (low, high) if end in BOUNDS]
+    unbounded = (
+        "Temperature: a resample of validation examples without an error has no best T; the interval ends at "
+        f"{' and '.join(ends)} only because the search does."
+    )
+    notes = [unbounded] if ends else []
+    return Result("temperature", value, low, high, len(split)), notes

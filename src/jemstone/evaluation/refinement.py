@@ -91,8 +91,8 @@ def refinement_section(subject: Subject, settings: RefinementSettings, common: C
     """
     box = subject.data.box
     if subject.chains is None or box is None:
-        note = "Refinement not measured: it needs a sampler, which plain classifiers lack, and images (a box)."
-        return Section([], {}, {}, [], [note], {})
+        lacks = "the model has no sampler" if subject.chains is None else "the inputs are vectors without a box"
+        return Section([], {}, {}, [], [f"Refinement not measured: {lacks}."], {})
     chosen = subset(len(subject.data.test), settings.images, common.seed, "refinement")
     x = to_box(subject.data.test.inputs[chosen]).to(subject.device)
     y = subject.data.test.labels[chosen].to(subject.device)

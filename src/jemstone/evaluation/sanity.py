@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jemstone.data import Dataset
 from jemstone.data.dataset import to_box
+from jemstone.errors import ConfigError, DataError
 from jemstone.evaluation.forward import in_batches
 from jemstone.evaluation.section import Subject, Warned
+from jemstone.networks.modes import in_mode
 from jemstone.rng import seeded
 
 FEW = 100
@@ -27,6 +30,43 @@ SELECTED = 1e-3
 """Share of validation examples that may be test examples (one always may)."""
 OVERLAP = 1e-2
 """Share of test examples that may be training examples: real data sets hold some inputs twice."""
+
+
+def require_test_split(data: Dataset) -> None:
+    """DataError for a test split that is empty, not labelled throughout, or with values outside the box."""
+    labels, inputs = data.test.labels, data.test.inputs
+    if len(labels) == 0:
+        raise DataError(f"Data set {data.name!r} has no test examples; there is nothing to evaluate on.")
+    if not bool(((labels >= 0) & (labels < data.num_classes)).all()):
+        raise DataError(
+            f"Test labels of {data.name!r} must lie in [0, {data.num_classes}), found {int(labels.min())} to "
+            f"{int(labels.max())}. Unlabelled examples (-1) belong in the training split."
+        )
+    if data.box is not None and inputs.is_floating_point():
+        low, high = float(inputs.min()), float(inputs.max())
+        if not data.box[0] <= low <= high <= data.box[1]:
+            raise DataError(
+                f"Test images of {data.name!r} must lie in {data.box}, found {low:g} to {high:g}. Pass uint8, or "
+                "floats in that range."
+            )
+
+
+def require_sound(subject: Subject) -> None:
+    """Raise where no section could mean anything: the test split, the model's precision, the number of classes."""
+    require_test_split(subject.data)
+    for name, parameter in subject.model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"Evaluation asks models in float32, and {name} is {parameter.dtype}: pass model.float()."
+            )
+    probe = to_box(subject.data.test.inputs[:2]).to(subject.device)
+    with torch.no_grad(), in_mode(subject.model, training=False), seeded(0, "probe", device=subject.device):
+        classes = subject.model(probe).shape[1]
+    if classes != subject.data.num_classes:
+        raise DataError(
+            f"The model has {classes} classes and data set {subject.data.name!r} has {subject.data.num_classes}; "
+            "evaluate it on the data set that it was trained for."
+        )
 
 
 def sanity_warnings(subject: Subject) -> list[Warned]:

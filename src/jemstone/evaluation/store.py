@@ -102,8 +102,16 @@ class Store:
         self._drop_pieces(name)
 
     def forget(self, name: str) -> None:
-        """Drop the section `name` and its pieces, so that it is measured again."""
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        """Drop the section `name`, its pictures and its pieces, so that it is measured again."""
+        path = self.folder / f"{name}.json"
+        try:
+            shown = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+        except DAMAGED:
+            shown = []
+        path.unlink(missing_ok=True)
+        for picture in shown:
+            for suffix in (".png", ".json"):
+                (self.pictures / f"{picture}{suffix}").unlink(missing_ok=True)
         self._drop_pieces(name)
 
     def memo(self, name: str, key: Key) -> Memo:
