@@ -19,10 +19,10 @@ from jemstone.data import grid
 from jemstone.demo import demo
 from jemstone.doctor import draw, open_case
 from jemstone.errors import ConfigError, Diverged, JemstoneError, RunError
-from jemstone.evaluation.compare import compare_runs
+from jemstone.evaluation.compare import HEADLINE, compare_runs
 from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.evaluation.protocol import BUDGETS
-from jemstone.evaluation.published import add_published
+from jemstone.evaluation.published import METRICS, add_published
 from jemstone.evaluation.table_text import as_json, as_latex, as_markdown
 from jemstone.parsers import expand, make_parser
 from jemstone.report import write_report
@@ -146,8 +146,8 @@ def _compare(options: Namespace, console: Console) -> None:
     unknown = [str(out) for out in options.out if out.suffix not in writers]
     if unknown:
         raise ConfigError(f"--out takes files that end in {', '.join(writers)}; got {', '.join(unknown)}.")
-    metrics = ["*"] if options.full else options.metrics or None
-    table = compare_runs(options.runs, metrics=metrics)
+    metrics = options.metrics or [*HEADLINE, *(METRICS if options.published else ())]
+    table = compare_runs(options.runs, metrics=["*"] if options.full else metrics)
     if options.published:
         table = add_published(table)
     console.print(as_markdown(table))

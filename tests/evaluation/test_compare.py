@@ -292,3 +292,13 @@ def test_labels_take_as_many_parents_as_tell_runs_apart(tmp_path):
     paths = [tmp_path / part for part in ("A/x/run", "B/x/run", "C/run")]
     assert labels(paths) == ["A/x/run", "B/x/run", "C/run"]
     assert labels([paths[0], paths[0]])[0] != labels([paths[0], paths[0]])[1]
+
+
+def test_the_features_behind_a_fid_are_named(tmp_path):
+    path = write(tmp_path / "run", model(1))
+    figures = json.loads((path / "figures.json").read_text())
+    figures["sections"]["generation"] = {"extractor": {"name": "pixels-64-ab", "dimension": 64, "logits": False}}
+    (path / "figures.json").write_text(json.dumps(figures))
+    told = "Samples of run were compared in the features pixels-64-ab."
+    assert told in compare(path).notes
+    assert told not in compare(path, metrics=("accuracy",)).notes

@@ -36,6 +36,9 @@ HEADLINE = (
 )
 """The columns of a table for which none were asked. What no run has measured is left out."""
 
+FEATURES = ("generation/", "by_class/", "real/", "legacy/")
+"""Results that mean something in the features of one extractor only."""
+
 Key = tuple[int, tuple[str, ...]]
 """A part of a test: the row of its run, and the part's own key."""
 
@@ -144,7 +147,7 @@ def compare_runs(
             Row(r.label, tuple(cell(i, r, name) for name in names), str(r.path), r.recipe, r.seed, r.step)
             for i, r in enumerate(runs)
         ),
-        notes=(*_mismatches(runs), *reasons, *_too_few(len(tested), resamples, alpha)),
+        notes=(*_mismatches(runs), *_extractors(runs, names), *reasons, *_too_few(len(tested), resamples, alpha)),
         reference=reference.label,
         data=reference.data,
         protocol=str(reference.protocol.get("name", "")),
@@ -222,6 +225,17 @@ def _mismatches(runs: Sequence[Evaluated]) -> list[str]:
             shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
             notes.append(f"{run.label} was evaluated under another protocol than {first.label}; it differs in {shown}.")
     return notes
+
+
+def _extractors(runs: Sequence[Evaluated], names: Sequence[str]) -> list[str]:
+    """The features that distances of samples were measured in, for a FID without them is no number."""
+    if not any(name.startswith(FEATURES) for name in names):
+        return []
+    return [
+        f"Samples of {run.label} were compared in the features {run.sections['generation']['extractor']['name']}."
+        for run in runs
+        if run.sections.get("generation", {}).get("extractor")
+    ]
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

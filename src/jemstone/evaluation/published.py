@@ -163,7 +163,7 @@ def add_published(comparison: Comparison, *, force: bool = False) -> Comparison:
         note = "No published row has a number in these columns."
     else:
         note = (
-            "Published rows are copied from papers and not tested. Their protocols differ from this one; interpolated "
-            "images need not be of two classes there."
+            "Published rows are copied from papers and not tested. Their protocols differ from this one: FID and IS "
+            "are in features of the Inception network, and interpolated images need not be of two classes."
         )
     return replace(comparison, rows=(*comparison.rows, *rows), notes=(*comparison.notes, note))
