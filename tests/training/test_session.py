@@ -8,7 +8,6 @@ from torch import nn
 from jemstone.data import Dataset, Split, load_dataset, to_box
 from jemstone.data.sources import absolute_source
 from jemstone.errors import CheckpointError, ConfigError, DataError, Diverged, RunError
-from jemstone.evaluation.evaluate_run import buffer_chains
 from jemstone.networks.layers import SeparateBatchNorm2d
 from jemstone.networks.modes import in_mode
 from jemstone.rng import generator
@@ -127,7 +126,7 @@ def test_samples_are_reproducible_and_stay_in_the_box(finished):
 def test_buffer_chains_by_class_are_those_that_the_model_sees_as_it(finished):
     trained = load_trained(finished.run.path)
     label = int(trained.model(trained.buffer).argmax(dim=1).mode().values)
-    chains = buffer_chains(trained, 5, label=label)
+    chains = trained.buffer_chains(5, label=label)
     assert len(chains) > 0
     assert (trained.model(chains).argmax(dim=1) == label).all()
 
@@ -210,7 +209,7 @@ def test_a_plain_classifier_has_nothing_to_sample(tmp_path, digits):
     with pytest.raises(ConfigError, match="plain classifier"):
         trained.sample(torch.arange(2))
     with pytest.raises(DataError, match="no replay buffer"):
-        buffer_chains(trained, 2)
+        trained.buffer_chains(2)
 
 
 def test_without_a_directory_nothing_is_written(tmp_path, digits, monkeypatch):

@@ -94,7 +94,7 @@ class Trained:
         """`count` random chains of the buffer, of those alone that the model assigns to class `label` if given."""
         chains = self.buffer
         if chains is None:
-            raise DataError(f"{self.run.path} has no replay buffer: it is a plain classifier.")
+            raise DataError(f"{self.run.path} has no replay buffer: it is a plain classifier, or imported without one.")
         if label is not None:
             chains = chains[self.logits(chains).argmax(dim=1) == label]
         return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
