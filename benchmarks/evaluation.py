@@ -109,7 +109,12 @@ def main() -> None:
     write_report(paths, out / "report.html")
     table = compare_runs(paths, metrics=[*HEADLINE, *MORE])
     print(as_markdown(table))
-    content = {"protocol": figures["protocol"], "runs": runs, "comparison": json.loads(as_json(table))}
+    comparison = json.loads(as_json(table))
+    for row in comparison["rows"]:
+        del row["path"]  # of the machine that it was measured on, as that of the extractor
+    if options.inception is not None:
+        figures["protocol"]["generation"]["extractor"] = f"inception={options.inception.name}"
+    content = {"protocol": figures["protocol"], "runs": runs, "comparison": comparison}
     print(f"written to {common.write(f'evaluation_{options.name}', content)}")
 
 
