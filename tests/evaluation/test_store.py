@@ -85,7 +85,8 @@ def test_a_kill_between_the_two_files_leaves_no_section(store, monkeypatch):
             raise KeyboardInterrupt
         path.write_bytes(content)
 
-    monkeypatch.setattr("jemstone.evaluation.store.write_atomically", killed)
+    for module in ("store", "arrays"):
+        monkeypatch.setattr(f"jemstone.evaluation.{module}.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         store.save("robustness", stored())
     assert written == ["robustness.npz", "robustness.json"]

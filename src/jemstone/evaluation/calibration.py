@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import softmax
 from scipy.stats import rankdata
 
+from jemstone.evaluation.histograms import bins_of
 from jemstone.evaluation.intervals import TAILS, Result, exact_proportion, resampled
 from jemstone.rng import generator
 
@@ -122,8 +123,7 @@ def error_interval(
 
 def equal_width(values: Float[np.ndarray, "*shape"], bins: int) -> Int[np.ndarray, "*shape"]:
     """The bin of each value among `bins` of equal width over [0, 1]."""
-    edges = np.linspace(0, 1, bins + 1)
-    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
+    return bins_of(values, np.linspace(0, 1, bins + 1))
 
 
 def equal_mass(values: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:

@@ -18,7 +18,7 @@ from jemstone.errors import ConfigError, DataError
 from jemstone.evaluation.calibration import equal_width, error_interval
 from jemstone.evaluation.corruption_kinds import STRENGTHS, corrupt
 from jemstone.evaluation.forward import in_batches
-from jemstone.evaluation.intervals import TAILS, Result, exact_proportion
+from jemstone.evaluation.intervals import TAILS, Result, bounded, containing, exact_proportion
 from jemstone.evaluation.section import Arrays, Common, Picture, Section, Subject, Work, subset
 from jemstone.rng import generator
 
@@ -209,12 +209,10 @@ def _claims(
     for metric, value, column in zip(METRICS, values.tolist(), again.T, strict=True):
         name = f"{prefix}/{metric}"
         if metric == "ece":
-            low, high = error_interval(value, column, by_chance)
-        elif value in (0.0, 1.0):
-            low, high = exact_proportion(name, int(value) * n, n)[2:4]
+            results.append(Result(name, value, *error_interval(value, column, by_chance), n))
         else:
-            low, high = (float(q) for q in np.quantile(column, TAILS))
-        results.append(Result(name, value, min(low, value), max(high, value), n))
+            low, high = np.quantile(column, TAILS)
+            results.append(bounded(containing(name, value, low, high, n), n))
     return results
 
 

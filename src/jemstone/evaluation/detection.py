@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from jemstone.errors import ConfigError, DataError
-from jemstone.evaluation.intervals import TAILS, Result, exact_proportion
+from jemstone.evaluation.intervals import TAILS, Result, bounded, containing
 from jemstone.rng import generator
 
 Scores = Float[np.ndarray, " _"]
@@ -95,8 +95,8 @@ def detections(
         n, fewest = len(inside) + sum(sizes[name] for name in names), min(sizes[name] for name in names)
         trials = {"auroc": min(len(inside), fewest), "fpr95": fewest}
         for i, metric in enumerate(METRICS):
-            result = Result(f"{prefix}/{score_name}/{metric}", *_around(value[i], low[i], high[i]), n)
-            results.append(_bounded(result, trials[metric]) if metric in trials else result)
+            result = containing(f"{prefix}/{score_name}/{metric}", value[i], low[i], high[i], n)
+            results.append(bounded(result, trials[metric]) if metric in trials else result)
     return results
 
 
@@ -171,14 +171,3 @@ def _resampled(
 
 def _indices(n: int, rng: torch.Generator) -> Int[np.ndarray, " n"]:
     return torch.randint(n, (n,), generator=rng).numpy()
-
-
-def _around(value: float, low: float, high: float) -> tuple[float, float, float]:
-    # A biased statistic can leave its own percentile interval; a reader is owed low <= value <= high.
-    return float(value), min(float(low), float(value)), max(float(high), float(value))
-
-
-def _bounded(result: Result, trials: int) -> Result:
-    if result.value not in (0.0, 1.0):
-        return result
-    return exact_proportion(result.name, int(result.value) * trials, trials)._replace(n=result.n)

@@ -21,7 +21,8 @@ from jemstone.data.dataset import to_box_radius
 from jemstone.errors import ConfigError, DataError
 from jemstone.evaluation.detection import auroc
 from jemstone.evaluation.forward import in_batches
-from jemstone.evaluation.intervals import Result, bootstrap_two, exact_proportion
+from jemstone.evaluation.histograms import counts
+from jemstone.evaluation.intervals import Result, bootstrap_two, bounded, exact_proportion
 from jemstone.evaluation.section import Arrays, Common, Picture, Section, Subject, Warned, Work
 from jemstone.sampling.initial import STANDARDISED_BOX, uniform
 from jemstone.training.adversarial import log_odds_loss
@@ -169,11 +170,8 @@ def _log_density(subject: Subject, inputs: Shaped[Tensor, "n ..."], common: Comm
 
 def _area(inside: Float[np.ndarray, " m"], outside: Float[np.ndarray, " n"], common: Common) -> Result:
     area = bootstrap_two("distal/auroc", auroc, inside, outside, seed=common.seed, resamples=common.resamples)
-    if area.value not in (0.0, 1.0):
-        return area
-    # No resample moves it: samples that do not overlap order min(m, n) disjoint pairs in the same way.
-    pairs = min(len(inside), len(outside))
-    return exact_proportion(area.name, int(area.value) * pairs, pairs)._replace(n=area.n)
+    # Samples that do not overlap order min(m, n) disjoint pairs in the same way.
+    return bounded(area, min(len(inside), len(outside)))
 
 
 def _edges(inside: Float[np.ndarray, " m"], outside: Float[np.ndarray, " n"]) -> Float[np.ndarray, " e"]:
@@ -184,9 +182,7 @@ def _edges(inside: Float[np.ndarray, " m"], outside: Float[np.ndarray, " n"]) ->
 
 
 def _histogram(edges: Float[np.ndarray, " e"], samples: dict[str, Float[np.ndarray, " _"]]) -> dict[str, Any]:
-    clipped = {name: values.clip(edges[0], edges[-1]) for name, values in samples.items()}
-    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in clipped.items()}
-    return {"edges": edges.tolist(), **counts}
+    return {"edges": edges.tolist(), **{name: counts(values, edges) for name, values in samples.items()}}
 
 
 def _picture(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from jemstone.errors import ConfigError
 from jemstone.evaluation.features import Moments
+from jemstone.evaluation.histograms import counts
 from jemstone.evaluation.intervals import bootstrap, exact_proportion
 from jemstone.rng import generator
 
@@ -213,15 +214,11 @@ def nearest(
     return np.concatenate(distances), np.concatenate(indices)
 
 
-def histogram(distances: Mapping[str, Float[np.ndarray, " _"]], bins: int) -> dict[str, list[float]]:
+def histogram(distances: Mapping[str, Float[np.ndarray, " _"]], bins: int) -> dict[str, Any]:
     """Counts by name over shared `edges` from 0 to the 99.5 % quantile of all; the last bin holds what lies beyond."""
     top = float(np.quantile(np.concatenate(list(distances.values())), 0.995))
     edges = np.linspace(0, top if top > 0 else 1.0, bins + 1)
-    shown = {"edges": edges.tolist()}
-    for name, values in distances.items():
-        which = (np.searchsorted(edges, values, "right") - 1).clip(0, bins - 1)
-        shown[name] = np.bincount(which, minlength=bins).tolist()
-    return shown
+    return {"edges": edges.tolist(), **{name: counts(values, edges) for name, values in distances.items()}}
 
 
 def _radii(rows: Float[np.ndarray, "n d"], k: int) -> Float[np.ndarray, " n"]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Iterator
 from functools import partial, reduce
 from pathlib import Path
@@ -18,10 +16,10 @@ from torch import Tensor
 
 from jemstone.data.dataset import Dataset
 from jemstone.errors import DataError, RunError
+from jemstone.evaluation.arrays import DAMAGED, read_arrays, write_arrays
 from jemstone.evaluation.extractors import Extractor, unit_images
 from jemstone.evaluation.forward import in_batches
 from jemstone.evaluation.section import Arrays, Common, Subject, Work, subset
-from jemstone.runs import write_atomically
 
 CHUNK = 1000
 """Inputs whose features are made, and chains that are run, in one piece: minutes of Inception on a CPU."""
@@ -213,24 +211,21 @@ def _chunks(
 
 def _read(path: Path, key: str) -> Reference | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            moments = Moments(int(file["n"]), file["mean"], file["covariance"])
-            return Reference(moments, file["pool"], file["chosen"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
+        found = read_arrays(path)
+        moments = Moments(int(found["n"]), found["mean"], found["covariance"])
+        return Reference(moments, found["pool"], found["chosen"]) if str(found["key"]) == key else None
+    except DAMAGED:
         return None
 
 
 def _write(path: Path, key: str, made: Reference, work: Work) -> None:
-    content = io.BytesIO()
     moments = made.moments
-    np.savez(
-        content, key=np.array(key), n=np.array(moments.n), mean=moments.mean, covariance=moments.covariance,
-        pool=made.pool, chosen=made.chosen,
-    )  # fmt: skip
+    arrays = {
+        "key": np.array(key), "n": np.array(moments.n), "mean": moments.mean, "covariance": moments.covariance,
+        "pool": made.pool, "chosen": made.chosen,
+    }  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getvalue())
+        write_arrays(path, arrays)
     except (OSError, RunError) as error:
         work.say(f"statistics of the data are not kept for the next evaluation: {error}")

@@ -93,7 +93,18 @@ def _indices(n: int, resamples: int, rng: torch.Generator) -> Iterator[Int[np.nd
         yield torch.randint(n, (n,), generator=rng).numpy()
 
 
+def containing(name: str, value: float, low: float, high: float, n: int) -> Result:
+    """The result with [low, high] widened to the value: a biased statistic can leave its own percentile interval."""
+    return Result(name, float(value), min(float(low), float(value)), max(float(high), float(value)), n)
+
+
+def bounded(result: Result, trials: int) -> Result:
+    """`result`; where it is 0 or 1, which no resample can move, with the exact bound of a proportion of `trials`."""
+    if result.value not in (0.0, 1.0):
+        return result
+    return exact_proportion(result.name, int(result.value) * trials, trials)._replace(n=result.n)
+
+
 def _percentile(name: str, value: float, values: Float[np.ndarray, " resamples"], n: int) -> Result:
     low, high = np.quantile(values, TAILS)
-    # A biased statistic can leave its own percentile interval; a reader is owed low <= value <= high.
-    return Result(name, float(value), min(float(low), float(value)), max(float(high), float(value)), n)
+    return containing(name, value, low, high, n)

@@ -23,6 +23,7 @@ from jemstone.data.dataset import to_box
 from jemstone.energy import EnergyClassifier, energy_gradient
 from jemstone.errors import ConfigError
 from jemstone.evaluation.forward import in_batches
+from jemstone.evaluation.histograms import counts
 from jemstone.evaluation.intervals import Result, bootstrap
 from jemstone.evaluation.quadrature import log_integral
 from jemstone.evaluation.section import Common, Section, Subject, Warned, Work, subset
@@ -256,6 +257,4 @@ def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
 
 
 def _histogram(values: Float[np.ndarray, " n"], edges: Float[np.ndarray, " edges"]) -> dict[str, Any]:
-    """Counts that add up to n: what lies beyond the edges is counted in the end bins."""
-    which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
-    return {"edges": edges.tolist(), "counts": np.bincount(which, minlength=BINS).tolist()}
+    return {"edges": edges.tolist(), "counts": counts(values, edges)}

@@ -16,6 +16,7 @@ from jemstone.errors import ConfigError
 from jemstone.evaluation.detection import detections
 from jemstone.evaluation.foreign import BUILTIN, foreign_sets
 from jemstone.evaluation.forward import in_batches
+from jemstone.evaluation.histograms import counts
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.scores import SCORES, refined_density
 from jemstone.evaluation.section import Arrays, Common, Picture, Section, Subject, Warned, Work
@@ -136,16 +137,10 @@ def _histogram(scores: Arrays, sets: list[str]) -> dict[str, Any]:
     if not high > low:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, SCORE_BINS + 1)
-
-    def counts(values: Float[np.ndarray, " n"]) -> list[int]:
-        # By clipped index, not clipped value: the counts then always add up to n.
-        which = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, SCORE_BINS - 1)
-        return [int(count) for count in np.bincount(which, minlength=SCORE_BINS)]
-
     return {
         "edges": edges.tolist(),
-        "test": counts(scores["test"]),
-        "ood": {name: counts(scores[f"ood/{name}"]) for name in sets},
+        "test": counts(scores["test"], edges),
+        "ood": {name: counts(scores[f"ood/{name}"], edges) for name in sets},
     }
 
 

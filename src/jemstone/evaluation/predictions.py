@@ -24,7 +24,7 @@ from jemstone.evaluation.calibration import (
 from jemstone.evaluation.classification import accuracy, brier, nll
 from jemstone.evaluation.forward import in_batches
 from jemstone.evaluation.intervals import Result
-from jemstone.evaluation.sanity import require_test_split, sanity_warnings
+from jemstone.evaluation.sanity import require_classes, require_test_split, sanity_warnings
 from jemstone.evaluation.section import Arrays, Common, Section, Subject, Work
 from jemstone.evaluation.temperature import BOUNDS, temperature
 
@@ -97,11 +97,7 @@ def _logits(
     model: EnergyClassifier, data: Dataset, split: Split, name: str, batch_size: int
 ) -> Float[np.ndarray, "n k"]:
     logits = in_batches(lambda model, x: model(x), model, split.inputs, batch_size)
-    if logits.shape[1] != data.num_classes:
-        raise DataError(
-            f"The model has {logits.shape[1]} classes and data set {data.name!r} has {data.num_classes}; "
-            "evaluate it on the data set that it was trained for."
-        )
+    require_classes(logits.shape[1], data)
     bad = int((~np.isfinite(logits).all(axis=1)).sum())
     if bad:
         raise DataError(f"The model's logits are not finite on {bad} of {len(split)} {name} inputs of {data.name!r}.")
@@ -158,10 +154,11 @@ def _temperature(
             f"{without}the likelihood of the {len(split)} validation examples has no maximum in T; {better} is always "
             f"better, up to the bound {value:g} of the search."
         ]
+    fitted = Result("temperature", value, low, high, len(split))
     ends = [f"{end:g}" for end in (low, high) if end in BOUNDS]
-    unbounded = (
+    if not ends:
+        return fitted, []
+    return fitted, [
         "Temperature: a resample of validation examples without an error has no best T; the interval ends at "
         f"{' and '.join(ends)} only because the search does."
-    )
-    notes = [unbounded] if ends else []
-    return Result("temperature", value, low, high, len(split)), notes
+    ]

@@ -51,6 +51,15 @@ def require_test_split(data: Dataset) -> None:
             )
 
 
+def require_classes(classes: int, data: Dataset) -> None:
+    """DataError unless a model of so many classes fits the data."""
+    if classes != data.num_classes:
+        raise DataError(
+            f"The model has {classes} classes and data set {data.name!r} has {data.num_classes}; "
+            "evaluate it on the data set that it was trained for."
+        )
+
+
 def require_sound(subject: Subject) -> None:
     """Raise where no section could mean anything: the test split, the model's precision, the number of classes."""
     require_test_split(subject.data)
@@ -62,11 +71,7 @@ def require_sound(subject: Subject) -> None:
     probe = to_box(subject.data.test.inputs[:2]).to(subject.device)
     with torch.no_grad(), in_mode(subject.model, training=False), seeded(0, "probe", device=subject.device):
         classes = subject.model(probe).shape[1]
-    if classes != subject.data.num_classes:
-        raise DataError(
-            f"The model has {classes} classes and data set {subject.data.name!r} has {subject.data.num_classes}; "
-            "evaluate it on the data set that it was trained for."
-        )
+    require_classes(classes, subject.data)
 
 
 def sanity_warnings(subject: Subject) -> list[Warned]:

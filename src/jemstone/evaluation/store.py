@@ -10,27 +10,22 @@ A section's key is a digest of all that its numbers depend on: the model, the da
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jemstone.data import grid
 from jemstone.errors import RunError
+from jemstone.evaluation.arrays import DAMAGED, read_arrays, write_arrays
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.section import Arrays, Memo, Picture, Section, Subject, Warned
 from jemstone.runs import strict, write_atomically
-
-DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
-"""What reading a file that was cut short or edited may raise; such a file counts as missing."""
 
 
 class Key(NamedTuple):
@@ -62,8 +57,7 @@ class Store:
         """The section `name` as it was last measured, whatever its key; None where there is none, or a damaged one."""
         try:
             content = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-                examples = {key: file[key] for key in file.files}
+            examples = read_arrays(self.folder / f"{name}.npz")
             section = Section(
                 [Result(**row) for row in content["results"]],
                 content["figures"],
@@ -81,12 +75,10 @@ class Store:
     def save(self, name: str, stored: Stored) -> None:
         """Write a finished section, its JSON last: a kill before that leaves the section unfinished."""
         section = stored.section
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **section.examples)  # type: ignore[arg-type]
         for shown, picture in section.pictures.items():
             self._draw(shown, picture)
         (self.folder / f"{name}.json").unlink(missing_ok=True)  # or old numbers would lie beside new examples
-        write_atomically(self.folder / f"{name}.npz", buffer.getvalue())
+        write_arrays(self.folder / f"{name}.npz", section.examples, compress=True)
         content = {
             "key": stored.key._asdict(),
             "settings": stored.settings,
@@ -121,14 +113,11 @@ class Store:
         def remember(piece: str, make: Callable[[], Arrays]) -> Arrays:
             path = folder / f"{_file_name(piece)}.npz"
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    return {key: file[key] for key in file.files}
+                return read_arrays(path)
             except DAMAGED:
                 arrays = make()
             folder.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)  # type: ignore[arg-type]
-            write_atomically(path, buffer.getvalue())
+            write_arrays(path, arrays)
             return arrays
 
         return remember
@@ -149,8 +138,7 @@ def read_examples(folder: Path, name: str) -> Arrays:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        return read_arrays(path)
     except DAMAGED as error:
         raise RunError(f"{path} is damaged ({error}): delete it and evaluate the run again.") from error
 
