@@ -129,6 +129,22 @@ def surviving(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     return kept
 
 
+def labels(paths: Sequence[Path]) -> list[str]:
+    """A short name for each run, all different: its folder, with parents in front where two would be called the same.
+
+    As many parents as tell them apart; a path given twice gets one, and a number.
+    """
+    parts = [path.resolve().parts[1:] for path in paths]
+    names = ["/".join(part[-1:]) for part in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        meant = {name: {p for p, n in zip(parts, names, strict=True) if n == name} for name in names}
+        names = [
+            "/".join(part[-depth:]) if names.count(name) > 1 and (depth == 2 or len(meant[name]) > 1) else name
+            for name, part in zip(names, parts, strict=True)
+        ]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
 def is_free(path: Path) -> bool:
     """Whether `path` does not exist or is an empty directory; half-written files of a killed start do not count."""
     return not path.exists() or (path.is_dir() and all(entry.name.endswith(".tmp") for entry in path.iterdir()))

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from jemstone.errors import ConfigError, RunError
 from jemstone.evaluation.compare import HEADLINE, compare_runs
-from jemstone.evaluation.evaluated import labels
+from jemstone.runs import labels
 
 N, M = 200, 120
 PROTOCOL = {"name": "v1", "common": {"seed": 0}, "calibration": {"bins": 15}, "robustness": {"images": 60}, "ood": {}}
@@ -291,7 +291,8 @@ def test_no_runs_are_refused():
 def test_labels_take_as_many_parents_as_tell_runs_apart(tmp_path):
     paths = [tmp_path / part for part in ("A/x/run", "B/x/run", "C/run")]
     assert labels(paths) == ["A/x/run", "B/x/run", "C/run"]
-    assert labels([paths[0], paths[0]])[0] != labels([paths[0], paths[0]])[1]
+    assert labels([paths[0], paths[0]]) == ["x/run (1)", "x/run (2)"]
+    assert labels([paths[0], paths[0], paths[1]]) == ["A/x/run (1)", "A/x/run (2)", "B/x/run"]
 
 
 def test_the_features_behind_a_fid_are_named(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from jemstone.report.measures import measure, number, radius_text
 from jemstone.report.read import Result, read_run
-from jemstone.report.summary import in_short, labels, title
+from jemstone.report.summary import in_short, title
 from jemstone.report.tables import (
     clearly_ahead,
     comparison,
@@ -14,6 +14,11 @@ from jemstone.report.tables import (
     samples_matrix,
     settings_table,
 )
+from jemstone.runs import labels
+
+
+def names_of(records):
+    return labels([record.path for record in records])
 
 
 def interval(low: float, high: float) -> Result:
@@ -176,24 +181,24 @@ def test_differing_settings_are_found_at_any_depth(make_run):
 def test_the_sentence_holds_the_main_numbers(make_run):
     paths = [make_run("jem"), make_run("plain", jem=False, accuracy=0.981, ood={"letters": 0.8, "noise": 0.6})]
     runs = [read_run(path) for path in paths]
-    assert in_short(runs, labels(runs)).replace("\u00a0", " ") == (
+    assert in_short(runs, names_of(runs)).replace("\u00a0", " ") == (
         "In the order jem and plain: accuracy 97.2 % and 98.1 %; expected calibration error 2.7 % and 2.7 % "
         "(1.2 % and 1.2 % after temperature scaling); mean AUROC of log p(x) 0.912 and 0.800 over near sets, "
         "0.987 and 0.600 over far sets; accuracy 52.0 % and 52.0 % under L∞ attack of radius 0.05; "
         "FID of samples 12.345 and 12.345."
     )
-    assert title(runs, labels(runs)) == "jem and plain, compared on digits"
+    assert title(runs, names_of(runs)) == "jem and plain, compared on digits"
 
 
 def test_of_many_runs_the_sentence_gives_the_range(make_run):
     runs = [read_run(make_run(f"run-{i}", accuracy=0.9 + i / 100, missing=("figures",))) for i in range(4)]
-    text = in_short(runs, labels(runs)).replace("\u00a0", " ")
+    text = in_short(runs, names_of(runs)).replace("\u00a0", " ")
     assert text.startswith("Over 4 runs, from the lowest value to the highest: accuracy 90.0 to 93.0 %;")
     assert "mean AUROC of log p(x) 0.912 to 0.912 over near sets" in text
-    assert title(runs, labels(runs)) == "4 runs, compared on digits"
+    assert title(runs, names_of(runs)) == "4 runs, compared on digits"
 
 
 def test_runs_of_one_name_are_told_apart(make_run):
     runs = [read_run(make_run("first/jem")), read_run(make_run("second/jem"))]
-    assert labels(runs) == ["first/jem", "second/jem"]
-    assert labels([runs[0], runs[0]]) == ["first/jem (1)", "first/jem (2)"]
+    assert names_of(runs) == ["first/jem", "second/jem"]
+    assert names_of([runs[0], runs[0]]) == ["first/jem (1)", "first/jem (2)"]

@@ -11,7 +11,7 @@ from jemstone.errors import RunError
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.section import Arrays
 from jemstone.evaluation.store import read_examples
-from jemstone.runs import Run
+from jemstone.runs import Run, labels
 
 SECTIONS = ("calibration", "ood", "robustness", "refinement")
 """The sections whose values per example a paired test can use."""
@@ -49,17 +49,6 @@ def read_evaluated(paths: Sequence[str | Path]) -> list[Evaluated]:
     """The evaluated runs at `paths`, labelled by their folders; RunError where one was not evaluated."""
     folders = [Path(path) for path in paths]
     return [_read(path, label) for path, label in zip(folders, labels(folders), strict=True)]
-
-
-def labels(paths: Sequence[Path]) -> list[str]:
-    """Each path's folder name, with as many parents in front as tell them apart; a path given twice is numbered."""
-    parts = [path.resolve().parts[1:] for path in paths]
-    names = ["/".join(part[-1:]) for part in parts]
-    for depth in range(2, max(map(len, parts), default=0) + 1):
-        names = [
-            name if names.count(name) == 1 else "/".join(part[-depth:]) for name, part in zip(names, parts, strict=True)
-        ]
-    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _read(path: Path, label: str) -> Evaluated:

@@ -22,9 +22,9 @@ from jemstone.report.parts_samples import likelihood, long_run, samples
 from jemstone.report.parts_training import protocol, settings, training
 from jemstone.report.plots import run_colour
 from jemstone.report.read import RunRecord, read_run
-from jemstone.report.summary import in_short, labels, notices, title
+from jemstone.report.summary import in_short, notices, title
 from jemstone.report.tables import comparison, headline
-from jemstone.runs import write_atomically
+from jemstone.runs import labels, write_atomically
 
 SECTIONS = {
     "calibration": "calibration",
@@ -67,7 +67,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = labels(runs)
+    names = labels([run.path for run in runs])
     makers = (
         *(results, ood, corruptions, calibration, robustness, refinement, distal, samples, long_run, likelihood),
         *(training, settings, protocol),

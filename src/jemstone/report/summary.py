@@ -20,15 +20,6 @@ Notice = tuple[str, str, str]
 """Kind ('warning' or 'note'), text, command."""
 
 
-def labels(runs: Sequence[RunRecord]) -> list[str]:
-    """A short name for each run, all different: its folder, with the parent folder where that is needed."""
-    paths = [run.path.resolve() for run in runs]
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{path.parent.name}/{path.name}" for path in paths]
-    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-
-
 def title(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     """What is compared, on what."""
     data = listing(list(dict.fromkeys(str(run.data.get("name", "unnamed data")) for run in runs)))
