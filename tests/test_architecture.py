@@ -10,7 +10,7 @@ import jemstone
 SOURCE = Path(jemstone.__file__).parent
 FLOORS = (
     {"errors", "rng", "version"},
-    {"runs"},
+    {"execution", "runs"},
     {"energy"},
     {"networks", "data"},
     {"sampling"},

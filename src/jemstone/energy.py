@@ -12,12 +12,16 @@ Energies are in nats. Z is one unknown constant, so densities are known up to a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.func import grad as differentiated
 
 from jemstone.errors import ConfigError
+from jemstone.execution import PLAIN, Execution
 
 EnergyGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (b, ...) -> (E(x) in nats (b,), grad E(x) (b, ...)). All that a sampler sees of a model."""
@@ -69,16 +73,25 @@ class EnergyClassifier(nn.Module):
         return -self.energy(x, y)
 
 
-def energy_gradient(model: EnergyClassifier, y: Tensor | None = None) -> EnergyGrad:
+def energy_gradient(model: EnergyClassifier, y: Tensor | None = None, *, execution: Execution = PLAIN) -> EnergyGrad:
     """The function that yields E and grad_x E of `model`: the seam where precision, layout and compilation go.
 
     Only the gradient with respect to the input is computed: parameters neither need nor receive one. With class
-    indices `y` (b,) it is E(x, y), one class per chain. An energy that does not depend on x has gradient 0.
+    indices `y` (b,) it is E(x, y), one class per chain. An energy that does not depend on x has gradient 0. However the
+    network runs (`execution`), energies and gradients come back in float32, or in the wider type of the model.
     """
+    weights: dict[str, Tensor] = {}
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        x = execution.place(x.detach())
+        program = _program(model, x, y, execution) if execution.compiled else None
+        if program is not None:
+            if not weights:
+                weights.update({name: weight.detach() for name, weight in model.named_parameters()})
+            grad, energy = program(weights, x, y)
+            return energy.clone(), grad  # a CUDA graph writes the next energies to the same place
+        with torch.enable_grad(), execution.autocast(x.device):
+            x = x.requires_grad_()
             energy = model.energy(x, y)
             if not energy.requires_grad:  # a model that ignores x, or cuts the path to it
                 return energy, torch.zeros_like(x)
@@ -86,3 +99,31 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None) -> EnergyG
         return energy.detach(), grad
 
     return evaluate
+
+
+_Program = Callable[..., tuple[Tensor, Tensor]]
+_programs: WeakKeyDictionary[nn.Module, dict[bool, tuple[_Program, torch.Size]]] = WeakKeyDictionary()
+
+
+def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Execution) -> _Program | None:
+    """The compiled function (weights, x, y) -> (grad_x E, E) of `model`; None for an x of another shape than its first.
+
+    What is compiled is the gradient as a function of weights and input: compiling the model and differentiating that is
+    slower than not compiling at all. A second shape would cost a second compilation, so a batch left over runs eagerly.
+    """
+    programs = _programs.setdefault(model, {})
+    marginal = y is None
+    if marginal not in programs:
+
+        def energy(weights: dict[str, Tensor], x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+            with execution.autocast(x.device):
+                logits = functional_call(model, weights, (x,))
+            energies = marginal_energy(logits) if y is None else joint_energy(logits, y)
+            return energies.sum(), energies
+
+        # On a GPU small networks wait for their launches, which a CUDA graph takes out.
+        mode = "reduce-overhead" if x.device.type == "cuda" else None
+        compiled = torch.compile(differentiated(energy, argnums=1, has_aux=True), dynamic=False, mode=mode)
+        programs[marginal] = (compiled, x.shape)
+    program, shape = programs[marginal]
+    return program if x.shape == shape else None

@@ -109,7 +109,7 @@ def unchecked(kind, **values):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (unchecked(TrainConfig, precision="bf16"), "^precision must be one of 32-true, bf16-mixed; got 'bf16'"),
+        (unchecked(TrainConfig, precision="bf16"), "^precision must be one of auto, 32-true, bf16-mixed; got 'bf16'"),
         (unchecked(TrainConfig, device="gpu"), "^device must be one of auto, cpu, cuda; got 'gpu'"),
         (
             unchecked(TrainConfig, network=unchecked(NetworkConfig, norm="layer")),

@@ -73,6 +73,18 @@ class SeparateBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+class Head(nn.Linear):
+    """The last layer, features (b, d) -> logits (b, k), in the precision of its weights whatever autocast says.
+
+    bfloat16 has eight bits: of logits near 100 it tells apart what differs by half a nat, and energies are logits.
+    """
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """Logits (b, k)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "batch": nn.BatchNorm2d,

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jemstone.networks.layers import (
+    Head,
     check_normalisable,
     check_positive,
     image_shape,
@@ -64,7 +65,7 @@ class ConvNet(nn.Module):
         window = (math.ceil(sides[0] / MAX_POOLED_SIDE), math.ceil(sides[1] / MAX_POOLED_SIDE))
         self.pool = nn.AvgPool2d(window, ceil_mode=True)
         positions = math.ceil(sides[0] / window[0]) * math.ceil(sides[1] / window[1])
-        self.head = nn.Linear(channels * positions, num_classes)
+        self.head = Head(channels * positions, num_classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits (b, k)."""
@@ -100,7 +101,7 @@ class MLP(nn.Module):
                     make_dropout(dropout),
                 )
             )
-        self.head = nn.Linear(width, num_classes)
+        self.head = Head(width, num_classes)
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b k"]:
         """Logits (b, k)."""

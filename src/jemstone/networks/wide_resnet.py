@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jemstone.errors import ConfigError
-from jemstone.networks.layers import check_positive, make_activation, make_dropout, make_norm
+from jemstone.networks.layers import Head, check_positive, make_activation, make_dropout, make_norm
 
 STEM_CHANNELS = 16
 
@@ -111,7 +111,7 @@ class WideResNet(nn.Module):
             self.stages.append(stage)
         self.final_norm = make_norm(norm, channels, statistics)
         self.final_activation = make_activation(activation)
-        self.head = nn.Linear(channels, num_classes)
+        self.head = Head(channels, num_classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits (b, k). At 32x32 the average over all positions is the release's 8x8 pooling."""

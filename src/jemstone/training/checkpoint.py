@@ -127,6 +127,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
         index, name = key.split("/")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                # Files hold no memory layout, and fused optimisers go through weights and moments side by side.
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: object) -> None:

@@ -10,24 +10,22 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from jemstone.data.batches import Batch
-from jemstone.energy import EnergyClassifier, energy_gradient
+from jemstone.energy import EnergyClassifier
 from jemstone.errors import Diverged
 from jemstone.networks.modes import (
     buffers_restored_on_error,
     in_mode,
     running_statistics_held,
-    statistics_of_negatives,
     train_mode,
 )
 from jemstone.objective import Loss, Negatives, jem_loss
 from jemstone.rng import generator, seeded
-from jemstone.sampling import run_chains
 from jemstone.training.adversarial import adversarial_examples
-from jemstone.training.diagnostics import Metrics, Move, measure
+from jemstone.training.chains import draw_negatives
+from jemstone.training.diagnostics import Metrics, measure
 from jemstone.training.guard import check
 from jemstone.training.locate import first_non_finite
 from jemstone.training.setup import Trainer, learning_rate
@@ -56,8 +54,8 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     config, step, position = trainer.config, state.step, state.position
     model, optimizer = state.model, state.optimizer
     rate = learning_rate(config.optimizer, step, trainer.total_steps)
-    batch = trainer.streams.labelled(position) if config.weights.class_nll > 0 else None
-    real = trainer.streams.real(position) if config.weights.generative else None
+    batch = _placed(trainer.streams.labelled(position), trainer) if config.weights.class_nll > 0 else None
+    real = _placed(trainer.streams.real(position), trainer) if config.weights.generative else None
 
     metrics: Metrics = {}
     try:
@@ -90,46 +88,15 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     return {"step": state.step, "epoch": round(epoch, 4), "learning_rate": rate, **metrics}
 
 
-def draw_negatives(state: TrainState, trainer: Trainer, real: Batch | None) -> tuple[Negatives, list[Move]]:
-    """Run the chains that the objective needs. The buffer does not move until the moves are stored."""
-    weights, settings = trainer.config.weights, trainer.config.network
-    if real is None:
-        return Negatives(), []
-    marginal, conditional, moves = None, None, []
-    training = trainer.config.chains.mode == "train" and settings.statistics != "frozen"
-    mode, held, own = in_mode(state.model, training=training), running_statistics_held, statistics_of_negatives
-    with mode, held(state.model), own(state.model), trainer.fabric.autocast():
-        if weights.marginal_chains:
-            moves.append(_move_chains(state, trainer, "marginal", len(real.y)))
-            marginal = moves[-1].x
-        if weights.conditional > 0:
-            labels = real.y[real.y >= 0]
-            conditional = Batch(real.x[:0], labels)
-            if len(labels):
-                moves.append(_move_chains(state, trainer, "conditional", len(labels), labels))
-                conditional = Batch(moves[-1].x, labels)
-    return Negatives(marginal, conditional), moves
-
-
-def _move_chains(
-    state: TrainState, trainer: Trainer, name: str, count: int, labels: Int[Tensor, " b"] | None = None
-) -> Move:
-    """Draw `count` chains, of the classes `labels` if given, and run them down E(x), or down E(x, y) of their class."""
-    assert state.buffer is not None, "a generative recipe has a buffer"
-    assert trainer.initial is not None, "a generative recipe has somewhere to start its chains"
-    config, fabric = trainer.config, trainer.fabric
-    rng = generator(config.seed, name, state.position, fabric.global_rank, device=fabric.device)
-    rate = config.chains.restart_rate
-    draw = state.buffer.draw(count, rng, initial=trainer.initial, restart_rate=rate, labels=labels)
-    x, info = run_chains(trainer.sampler, draw.x, energy_gradient(state.model, labels), config.chains.steps, rng)
-    return Move(draw, x, info)
+def _placed(batch: Batch, trainer: Trainer) -> Batch:
+    return Batch(trainer.execution.place(batch.x), batch.y)
 
 
 def _attacked(state: TrainState, trainer: Trainer, batch: Batch) -> Batch:
     """The labelled batch as adversarial examples of itself, found in evaluation mode."""
     attack, fabric = trainer.config.attack, trainer.fabric
     rng = generator(trainer.config.seed, "attack", state.position, fabric.global_rank, device=fabric.device)
-    with in_mode(state.model, training=False), fabric.autocast():
+    with in_mode(state.model, training=False), trainer.execution.autocast(fabric.device):
         x = adversarial_examples(
             state.model, batch.x, batch.y, radius=attack.radius, steps=attack.steps, rng=rng, box=trainer.box
         )
@@ -154,7 +121,7 @@ def _gradients(
 
     def evaluate() -> Loss:
         optimizer.zero_grad()
-        with trainer.fabric.autocast():
+        with trainer.execution.autocast(trainer.fabric.device):
             return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics)
 
     train_mode(model, frozen_norms=statistics == "frozen" and config.weights.generative)
@@ -164,7 +131,8 @@ def _gradients(
         # The second pass looks at weights that are not kept, so the running averages must not see it.
         with running_statistics_held(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
             parts = evaluate().parts
-            trainer.fabric.backward(sum(part if name == "class" else scale * part for name, part in parts.items()))
+            total = sum(part if name == "class" else scale * part for name, part in parts.items())
+            total.backward()  # type: ignore[union-attr]
     moved = [p for p in parameters if p.grad is not None]
     norms["grad_norm"] = nn.utils.clip_grad_norm_(moved, settings.clip_norm or math.inf)
     return loss, norms
@@ -180,7 +148,7 @@ def _backward_in_parts(
     norms: dict[str, Tensor] = {}
     sums: list[list[Tensor]] = []
     for name, part in loss.parts.items():
-        trainer.fabric.backward(part)
+        part.backward()  # type: ignore[no-untyped-call]
         sums.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
         norms[f"grad_{name}"] = _norm(_difference(sums[-1], sums[-2]) if len(sums) > 1 else sums[-1])
     if "class" not in loss.parts or len(sums) == 1:

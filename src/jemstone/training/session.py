@@ -6,18 +6,22 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from jemstone.data import Dataset
+from jemstone.data import Dataset, labelled
 from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, Diverged
+from jemstone.execution import Execution
 from jemstone.runs import Run, require_free
 from jemstone.sampling import Initial, Sampler
 from jemstone.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from jemstone.training.choose import choose_execution
 from jemstone.training.config import TrainConfig
 from jemstone.training.diagnostics import Metrics
 from jemstone.training.environment import facts, warn_of_other_threads
@@ -79,13 +83,15 @@ class Session:
             config = config.with_values(data={"source": CUSTOM})
         if network is not None:
             config = config.with_values(network={"name": CUSTOM})
-        model = make_model(config, data.input_shape, data.num_classes, network)
-        trainer = Trainer.create(data, config, fabric)
+        model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
+        total = config.total_steps(len(labelled(data.train)))
+        execution, reason = choose_execution(model, config, data.input_shape, total)
+        trainer = Trainer.create(data, config, fabric, execution=execution)
         state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
-            directory = Run.create(run, facts(config, data, fabric))
-            directory.event("started", 0)
+            directory = Run.create(run, {**facts(config, data, fabric), "execution": asdict(execution)})
+            directory.event("started", 0, execution=str(execution), reason=reason)
         session = cls(config, data, state, trainer, directory)
         session._save()
         return session
@@ -108,7 +114,9 @@ class Session:
         data = data_of_run(directory, config, data)
         fabric = make_fabric(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
-        trainer = Trainer.create(data, config, fabric, load_initial(directory, config, data.box, fabric.device))
+        initial = load_initial(directory, config, data.box, fabric.device)
+        execution = Execution(**directory.info.get("execution", {}))
+        trainer = Trainer.create(data, config, fabric, initial, execution)
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)
         _restore_newest(state, directory)
@@ -254,6 +262,8 @@ class Session:
 def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
     config, fabric, initial = trainer.config, trainer.fabric, trainer.initial
     buffer = None if initial is None else make_buffer(initial, config, num_classes, fabric)
+    if trainer.execution.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainState.create(model, config, buffer, fabric.device)
 
 

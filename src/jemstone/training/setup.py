@@ -13,6 +13,7 @@ from torch import nn
 
 from jemstone.data import Dataset, Stream, labelled, to_box
 from jemstone.errors import ConfigError
+from jemstone.execution import PLAIN, Execution
 from jemstone.rng import generator
 from jemstone.sampling import (
     ClassGaussian,
@@ -51,13 +52,13 @@ class Streams(NamedTuple):
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Device and precision of a run. One process; several ranks are refused rather than run wrongly."""
+    """The device of a run. One process; several ranks are refused rather than run wrongly."""
     processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     if processes > 1:
         raise ConfigError(f"Started as {processes} processes; training runs in one. Start it without torchrun or srun.")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda' and no CUDA device is available. Use --device auto or --device cpu.")
-    return Fabric(accelerator=config.device, devices=1, precision=config.precision)
+    return Fabric(accelerator=config.device, devices=1)
 
 
 def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> Initial:
@@ -101,12 +102,15 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("The network has no parameter to train: every one has requires_grad=False.")
+    # One kernel for all weights, where there is one: the arithmetic is the same.
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    decay = config.weight_decay
     if config.name == "sgd":
         return torch.optim.SGD(
-            parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+            parameters, config.learning_rate, momentum=config.momentum, weight_decay=decay, fused=fused
         )
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    return kind(parameters, config.learning_rate, weight_decay=decay, fused=fused)
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
@@ -135,14 +139,23 @@ class Trainer:
     initial: Initial | None
     fabric: Fabric
     box: Box | None
+    execution: Execution
 
     @classmethod
-    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric, initial: Initial | None = None) -> Trainer:
+    def create(
+        cls,
+        data: Dataset,
+        config: TrainConfig,
+        fabric: Fabric,
+        initial: Initial | None = None,
+        execution: Execution = PLAIN,
+    ) -> Trainer:
         """The trainer of `config` on `data`; `initial` spares estimating where chains start a second time."""
         if config.weights.generative:
             initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
-        return cls(config, config, Streams.create(data, config, fabric), sampler, initial, fabric, data.box)
+        streams = Streams.create(data, config, fabric)
+        return cls(config, config, streams, sampler, initial, fabric, data.box, execution)
 
     def at(self, step: int, remedy: Remedy, chain_steps: int) -> Trainer:
         """This trainer as `step` sees it: in its phase, under `remedy`, with K = `chain_steps` before that."""

@@ -1,0 +1,50 @@
+"""How a network is computed: the same mathematics in another precision, memory layout or program.
+
+What may differ is rounding. Chains, buffers and weights stay in float32; bfloat16 holds activations and gradients only.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the forward and backward passes of a network run.
+
+    Attributes:
+        precision: `32-true`, or `bf16-mixed`: convolutions and matrix products in bfloat16, weights in float32.
+        channels_last: images as (b, h, w, c) in memory, under the same shape (b, c, h, w).
+        compiled: chains run on a program that torch.compile makes of the energy gradient.
+    """
+
+    precision: Precision = "32-true"
+    channels_last: bool = False
+    compiled: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context that forward passes run in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    def place(self, x: Tensor) -> Tensor:
+        """`x` (b, ...) in the layout that the network is fed in: the same numbers."""
+        if self.channels_last and x.ndim == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def __str__(self) -> str:
+        parts = ["bfloat16" if self.precision == "bf16-mixed" else "float32"]
+        parts += ["channels last"] if self.channels_last else []
+        parts += ["compiled chains"] if self.compiled else []
+        return ", ".join(parts)
+
+
+PLAIN = Execution()
+"""Float32, eager, as the network comes."""

@@ -1,0 +1,198 @@
+"""How a run is executed: what `precision`, `layout` and `compile` leave open is measured, and the choice explained.
+
+Networks and machines differ too much for a rule: group normalisation is slow in channels-last memory on a CPU, bfloat16
+is worth a factor of two to six or nothing, and compilers make mistakes. So a few steps of the run's own network are
+timed on the run's own device, and their gradients compared. The choice is kept in config.json and a resumed run makes
+no other, as another order of rounding would be another run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from jemstone.data.dataset import box_of
+from jemstone.energy import EnergyClassifier, energy_gradient
+from jemstone.errors import ConfigError
+from jemstone.execution import PLAIN, Execution, Precision
+from jemstone.networks.modes import in_mode, running_statistics_held
+from jemstone.rng import generator, seeded
+from jemstone.training.chains import chain_mode
+from jemstone.training.config import TrainConfig
+
+SMALL = 2e6
+"""FLOPs of one input's forward pass below which nothing is tried: such a step is overhead, and its timing noise."""
+GAIN, COMPILED_GAIN = 0.95, 0.95
+"""A less plain execution must take less than this share of the time of a plainer one."""
+ROUNDS, SECONDS = 3, 20.0
+"""Timings of each candidate, and the time after which there are no further ones."""
+WORTH_COMPILING = 900.0
+"""Seconds of chains ahead from which on the half minute of a compilation may pay."""
+AGREEMENT = 0.99
+"""Mean cosine between gradients that pass for the same."""
+
+
+class Choice(NamedTuple):
+    """An execution, and in words why it was chosen."""
+
+    execution: Execution
+    reason: str
+
+
+def choose_execution(
+    model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...], total_steps: int
+) -> Choice:
+    """The fastest execution that `config` allows, for `model` where it is. The model stays as it is.
+
+    Raises ConfigError where the configuration asks for a compiled gradient and torch cannot make a right one.
+    """
+    device = next(model.parameters()).device
+    wanted = Execution(
+        "bf16-mixed" if config.precision == "bf16-mixed" else "32-true", config.layout == "channels_last", False
+    )
+    if forward_flops(model, input_shape) < SMALL:
+        chosen, reason = wanted, "the network is too small for anything else to be faster"
+    else:
+        chosen, reason = _fastest(_Probe(model, config, input_shape, device), config, input_shape, device)
+    if config.compile == "off" or not config.weights.generative:
+        return Choice(chosen, reason)
+    probe = _Probe(model, config, input_shape, device)
+    if config.compile == "auto":
+        ahead = probe.seconds(chosen) * config.chains.steps * total_steps
+        if forward_flops(model, input_shape) < SMALL or ahead < WORTH_COMPILING:
+            return Choice(chosen, reason)
+    return _with_compilation(probe, config, chosen, reason)
+
+
+def forward_flops(model: EnergyClassifier, input_shape: tuple[int, ...]) -> float:
+    """Floating-point operations of the convolutions and matrix products of one input's forward pass."""
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False)
+    with in_mode(model, training=False), torch.no_grad(), counter:
+        model(torch.zeros(2, *input_shape, device=device))
+    return counter.get_total_flops() / 2
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 numbers faster than float32 ones, by what it says of itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Probe:
+    """One step of the kind that a run consists of, on inputs like its own: a chain step, or a classifier's gradient."""
+
+    def __init__(
+        self, model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.model, self.config, self.device = model, config, device
+        generative = config.weights.generative
+        rng = generator(config.seed, "probe", device=device)
+        count = config.real_batch_size if generative else config.batch_size
+        low, high = box_of(input_shape) or (-1.0, 1.0)
+        self.x = low + (high - low) * torch.rand(count, *input_shape, generator=rng, device=device)
+
+    def gradient(self, execution: Execution) -> Tensor:
+        """The gradient that `execution` gives: of the energies by the inputs, or of a loss by the weights, as rows."""
+        model, config = self.model, self.config
+        if config.weights.generative:
+            with (
+                seeded(config.seed, "probe", device=self.device),
+                chain_mode(model, config),
+                execution.autocast(self.device),
+            ):
+                return energy_gradient(model, execution=execution)(self.x)[1].flatten(1)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        with (
+            seeded(config.seed, "probe", device=self.device),
+            in_mode(model, training=True),
+            running_statistics_held(model),
+        ):
+            with execution.autocast(self.device):
+                logits = model(execution.place(self.x))
+            loss = cross_entropy(logits.float(), logits.argmax(dim=1))
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])[None]
+
+    def seconds(self, execution: Execution) -> float:
+        """The time of one step, all of it."""
+        began = time.perf_counter()
+        self.gradient(execution)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
+
+    def medians(self, executions: list[Execution]) -> dict[Execution, float]:
+        """Median seconds of each, measured in turns so that a busy moment of the machine hits all alike."""
+        began = time.perf_counter()
+        for execution in executions:
+            self.gradient(execution)
+        times: dict[Execution, list[float]] = {execution: [] for execution in executions}
+        for _ in range(ROUNDS):
+            for execution in executions:
+                times[execution].append(self.seconds(execution))
+            if time.perf_counter() - began > SECONDS:
+                break
+        return {execution: statistics.median(values) for execution, values in times.items()}
+
+    def agreement(self, a: Execution, b: Execution) -> float:
+        """Mean cosine between the gradients of two executions."""
+        return float(cosine_similarity(self.gradient(a).float(), self.gradient(b).float()).mean())
+
+
+def _fastest(probe: _Probe, config: TrainConfig, input_shape: tuple[int, ...], device: torch.device) -> Choice:
+    """Among the precisions and layouts that are left open, the plainest that none beats by much."""
+    exact = config.weights.generative and config.chains.kernel == "mala"  # its acceptance test needs exact energies
+    half = has_bfloat16(device) and not exact
+    precisions: tuple[Precision, ...] = ("32-true", "bf16-mixed") if half else ("32-true",)
+    if config.precision != "auto":
+        precisions = (config.precision,)
+    layouts = {"contiguous": (False,), "channels_last": (True,)}.get(config.layout, (False, True))
+    if len(input_shape) != 3:
+        layouts = (False,)
+    candidates = [Execution(p, layout) for p, layout in itertools.product(precisions, layouts)]
+    if len(candidates) == 1:
+        return Choice(candidates[0], "as configured")
+    notes = []
+    if config.precision == "auto" and half and not probe.agreement(Execution("bf16-mixed"), PLAIN) >= AGREEMENT:
+        candidates = [candidate for candidate in candidates if candidate.precision == "32-true"]
+        notes.append("bfloat16 left out, as its gradients differ too much")
+    if config.precision == "auto" and not half:
+        why = "which kernel mala cannot use" if exact else "with which this device is no faster"
+        notes.append(f"no bfloat16, {why}")
+    times = probe.medians(list(dict.fromkeys([PLAIN, *candidates])))
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if times[candidate] < GAIN * times[best]:
+            best = candidate
+    what = "chain step" if config.weights.generative else "gradient"
+    gain = f"a {what} of {len(probe.x)} inputs takes {times[best] / times[PLAIN]:.0%} of its time in plain float32"
+    return Choice(best, "; ".join([gain, *notes]))
+
+
+def _with_compilation(probe: _Probe, config: TrainConfig, chosen: Execution, reason: str) -> Choice:
+    """`chosen` with a compiled energy gradient, if that is right and faster; explained either way."""
+    compiled = Execution(chosen.precision, chosen.channels_last, compiled=True)
+    problem = ""
+    try:
+        agreement = probe.agreement(compiled, chosen)
+        if not agreement >= AGREEMENT:
+            problem = f"the compiled gradient is wrong: its mean cosine with the eager one is {agreement:.3f}"
+    except Exception as error:  # a missing compiler, an operator that torch.compile does not know
+        problem = f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+    if problem and config.compile == "on":
+        raise ConfigError(f"compile is 'on', but {problem}. Set compile to 'off', or to 'auto' to have it left out.")
+    if problem:
+        return Choice(chosen, f"{reason}; not compiled, as {problem}")
+    times = probe.medians([chosen, compiled])
+    gain = f"{times[chosen] / times[compiled]:.2f} times as fast compiled"
+    if config.compile == "on" or times[compiled] < COMPILED_GAIN * times[chosen]:
+        return Choice(compiled, f"{reason}; {gain}")
+    return Choice(chosen, f"{reason}; only {gain}, so not compiled")
