@@ -91,14 +91,25 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None, *, executi
             grad, energy = program(weights, x, y)
             return energy.clone(), grad  # a CUDA graph writes the next energies to the same place
         with torch.enable_grad(), execution.autocast(x.device):
-            x = x.requires_grad_()
-            energy = model.energy(x, y)
-            if not energy.requires_grad:  # a model that ignores x, or cuts the path to it
-                return energy, torch.zeros_like(x)
-            (grad,) = torch.autograd.grad(energy.sum(), x)
-        return energy.detach(), grad
+            logits = model(x.requires_grad_())
+        energy, slope = _with_slope(logits.detach(), y)
+        if not logits.requires_grad:  # a model that ignores x, or cuts the path to it
+            return energy, torch.zeros_like(x)
+        (grad,) = torch.autograd.grad(logits, x, slope)
+        return energy, grad
 
     return evaluate
+
+
+def _with_slope(logits: Float[Tensor, "b k"], y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The energies (b,), and their slope by the logits (b, k): -p(y|x), or -1 at the given class.
+
+    grad_x E(x) = -sum_y p(y|x) grad_x f_y(x) is one product with the Jacobian of the logits, so that autograd need not
+    record the logsumexp: for small networks that is a tenth of a chain step.
+    """
+    if y is None:
+        return marginal_energy(logits), -_wide(logits).softmax(dim=1).to(logits.dtype)
+    return joint_energy(logits, y), torch.zeros_like(logits).scatter_(1, y[:, None], -1.0)
 
 
 _Program = Callable[..., tuple[Tensor, Tensor]]

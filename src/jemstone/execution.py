@@ -5,7 +5,7 @@ What may differ is rounding. Chains, buffers and weights stay in float32; bfloat
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,15 +23,18 @@ class Execution:
         precision: `32-true`, or `bf16-mixed`: convolutions and matrix products in bfloat16, weights in float32.
         channels_last: images as (b, h, w, c) in memory, under the same shape (b, c, h, w).
         compiled: chains run on a program that torch.compile makes of the energy gradient.
+        merged: labelled images, real images and negatives pass through the network as one batch. Only for networks
+            that treat each input alone.
     """
 
     precision: Precision = "32-true"
     channels_last: bool = False
     compiled: bool = False
+    merged: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context that forward passes run in."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
 
     def place(self, x: Tensor) -> Tensor:
         """`x` (b, ...) in the layout that the network is fed in: the same numbers."""
@@ -43,6 +46,7 @@ class Execution:
         parts = ["bfloat16" if self.precision == "bf16-mixed" else "float32"]
         parts += ["channels last"] if self.channels_last else []
         parts += ["compiled chains"] if self.compiled else []
+        parts += ["one forward pass"] if self.merged else []
         return ", ".join(parts)
 
 

@@ -101,7 +101,7 @@ class Loss(NamedTuple):
     """How far apart BatchNorm's inputs are for real images and negatives, in variances; None without BatchNorm."""
     parts: dict[str, Tensor]
     """`total` as a sum over the batches that cause it: "class", "real", "negatives", or, where BatchNorm sees real
-    images and negatives as one batch, "class", "generative". Parts share no graph."""
+    images and negatives as one batch, "class", "generative". Parts share no graph, unless passes were merged."""
     logits_real: Tensor | None
     """Detached logits (b, k) of the real batch, and of the negatives from p(x)."""
     logits_negatives: Tensor | None
@@ -118,6 +118,7 @@ def jem_loss(
     weights: LossWeights,
     *,
     statistics: Statistics = "batch",
+    merged: bool = False,
 ) -> Loss:
     """The weighted objective; minimise `total`.
 
@@ -126,15 +127,18 @@ def jem_loss(
     in train mode normalises real images and negatives by their own statistics; only data moves its running averages.
     `statistics` changes that: "shared" makes real images and negatives from p(x) one batch, and "separate" lets
     negatives move running averages of their own. ("frozen" is the mode of the model, and the caller's to set.)
+    `merged` makes all three batches one, for networks that treat each input alone: the numbers are the same, there are
+    fewer and larger passes, and `parts` share a graph.
     """
     zero = torch.zeros((), device=next(model.parameters()).device)
     terms: dict[str, Any] = dict.fromkeys(Loss._fields, zero)
     terms |= {"parts": {}, "logits_real": None, "logits_negatives": None, "norm_distance": None}
 
+    passed = _one_pass(model, labelled, real, negatives) if merged else None
     if weights.class_nll > 0:
         if labelled is None:
             raise ConfigError("weights.class_nll is on and no labelled batch was given.")
-        logits = model(labelled.x)
+        logits = model(labelled.x) if passed is None else passed[0]
         class_nll = _masked_mean(_cross_entropy(logits, labelled.y), labelled.y >= 0)
         terms["accuracy"] = _masked_mean((logits.argmax(dim=1) == labelled.y).float(), labelled.y >= 0)
         terms["class_nll"] = class_nll.detach()
@@ -143,27 +147,45 @@ def jem_loss(
     if weights.generative:
         if real is None:
             raise ConfigError("A generative weight is on and no real batch was given.")
-        terms |= _generative_terms(model, real, negatives, weights, statistics, terms["parts"])
+        if weights.marginal_chains and negatives.marginal is None:
+            raise ConfigError("weights.marginal, joint or discrimination is on and no negatives from p(x) were given.")
+        if weights.conditional > 0 and negatives.conditional is None:
+            raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
+        both: tuple[Tensor, Tensor | None, Tensor | None]
+        if passed is None:
+            both = _both_logits(model, real, negatives.marginal, statistics)
+        else:
+            both = (passed[1], passed[2], None)
+        terms |= _generative_terms(model, real, both, negatives, weights, statistics, terms["parts"])
 
     return Loss(**{**terms, "total": sum(terms["parts"].values(), zero)})
+
+
+def _one_pass(
+    model: EnergyClassifier, labelled: Batch | None, real: Batch | None, negatives: Negatives
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of labelled images, real images and negatives, from one forward pass."""
+    assert labelled is not None, "a merged pass has labelled images"
+    assert real is not None, "a merged pass has real images"
+    assert negatives.marginal is not None, "a merged pass has negatives"
+    batches = [labelled.x, real.x, negatives.marginal.detach()]
+    logits: Tensor = model(torch.cat(batches))
+    class_logits, of_real, of_negatives = torch.split(logits, [len(x) for x in batches])
+    return class_logits, of_real, of_negatives
 
 
 def _generative_terms(
     model: EnergyClassifier,
     real: Batch,
+    both: tuple[Tensor, Tensor | None, Tensor | None],
     negatives: Negatives,
     weights: LossWeights,
     statistics: Statistics,
     parts: dict[str, Tensor],
 ) -> dict[str, Any]:
-    """The detached numbers of the generative terms; their losses go into `parts`."""
+    """The detached numbers of the generative terms, of `_both_logits`; their losses go into `parts`."""
     found: dict[str, Any] = {}
-    if weights.marginal_chains and negatives.marginal is None:
-        raise ConfigError("weights.marginal, joint or discrimination is on and no negatives from p(x) were given.")
-    if weights.conditional > 0 and negatives.conditional is None:
-        raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
-
-    logits, logits_negatives, found["norm_distance"] = _both_logits(model, real, negatives.marginal, statistics)
+    logits, logits_negatives, found["norm_distance"] = both
     found["logits_real"] = logits.detach()
     energy = marginal_energy(logits)
     known = real.y >= 0

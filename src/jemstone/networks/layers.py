@@ -81,6 +81,8 @@ class Head(nn.Linear):
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Logits (b, k)."""
+        if not torch.is_autocast_enabled(features.device.type):
+            return super().forward(features)
         with torch.autocast(features.device.type, enabled=False):
             return super().forward(features.to(self.weight.dtype))
 

@@ -167,13 +167,18 @@ def _first_order(step_size: float, noise: float, clip: float, box: Box | None, *
 
     def step(state: ChainState, energy_grad: EnergyGrad, rng: torch.Generator) -> tuple[ChainState, ChainInfo]:
         energy, grad = energy_grad(state.x)
-        beyond = (grad.abs() > clip).flatten(1).float().mean(dim=1)
-        x = state.x - step_size * (unit_vectors(grad) if unit else grad.clamp(-clip, clip))
+        direction, beyond = grad, torch.zeros_like(energy)
+        if unit:
+            direction = unit_vectors(grad)
+        elif clip < math.inf:
+            direction, beyond = grad.clamp(-clip, clip), (grad.abs() > clip).flatten(1).float().mean(dim=1)
+        x = torch.sub(state.x, direction, alpha=step_size)
         if noise > 0:
-            x = x + noise * _randn_like(x, rng)
+            x.add_(_randn_like(x, rng), alpha=noise)
         if box is not None:
-            x = x.clamp(*box)
-        return ChainState(x), ChainInfo(energy, _sum_squares(grad).sqrt(), beyond, torch.ones_like(energy))
+            x.clamp_(*box)
+        norm = torch.linalg.vector_norm(grad.flatten(1), dim=1)
+        return ChainState(x), ChainInfo(energy, norm, beyond, torch.ones_like(energy))
 
     return Sampler(init, step)
 

@@ -8,14 +8,17 @@ no other, as another order of rounding would be another run.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from jemstone.data.dataset import box_of
@@ -57,18 +60,36 @@ def choose_execution(
     wanted = Execution(
         "bf16-mixed" if config.precision == "bf16-mixed" else "32-true", config.layout == "channels_last", False
     )
-    if forward_flops(model, input_shape) < SMALL:
+    small = forward_flops(model, input_shape) < SMALL
+    if small:
         chosen, reason = wanted, "the network is too small for anything else to be faster"
     else:
         chosen, reason = _fastest(_Probe(model, config, input_shape, device), config, input_shape, device)
+    if ((small and len(input_shape) != 3) or device.type == "cuda") and _mergeable(model, config, input_shape):
+        chosen = replace(chosen, merged=True)
     if config.compile == "off" or not config.weights.generative:
         return Choice(chosen, reason)
     probe = _Probe(model, config, input_shape, device)
     if config.compile == "auto":
         ahead = probe.seconds(chosen) * config.chains.steps * total_steps
-        if forward_flops(model, input_shape) < SMALL or ahead < WORTH_COMPILING:
+        if small or ahead < WORTH_COMPILING:
             return Choice(chosen, reason)
     return _with_compilation(probe, config, chosen, reason)
+
+
+def _mergeable(model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...]) -> bool:
+    """Whether the three batches of a step may be one: if the objective has all three and no layer mixes inputs."""
+    weights = config.weights
+    if not (weights.class_nll and weights.marginal_chains) or config.optimizer.balance:
+        return False
+    twin = copy.deepcopy(model).train()
+    for module in twin.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()  # it draws anew for each pass and treats each input alone
+    device = next(model.parameters()).device
+    x = torch.rand(6, *input_shape, generator=generator(0, "merge", device=device), device=device)
+    with torch.no_grad():
+        return torch.allclose(twin(x), torch.cat([twin(part) for part in torch.split(x, 3)]), rtol=1e-3, atol=1e-4)
 
 
 def forward_flops(model: EnergyClassifier, input_shape: tuple[int, ...]) -> float:
@@ -179,7 +200,7 @@ def _fastest(probe: _Probe, config: TrainConfig, input_shape: tuple[int, ...], d
 
 def _with_compilation(probe: _Probe, config: TrainConfig, chosen: Execution, reason: str) -> Choice:
     """`chosen` with a compiled energy gradient, if that is right and faster; explained either way."""
-    compiled = Execution(chosen.precision, chosen.channels_last, compiled=True)
+    compiled = replace(chosen, compiled=True)
     problem = ""
     try:
         agreement = probe.agreement(compiled, chosen)

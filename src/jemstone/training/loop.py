@@ -57,13 +57,16 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     batch = _placed(trainer.streams.labelled(position), trainer) if config.weights.class_nll > 0 else None
     real = _placed(trainer.streams.real(position), trainer) if config.weights.generative else None
 
+    # Taken apart, the gradient costs copies of itself, so it is where its parts are needed or will be logged.
+    in_parts = config.optimizer.balance > 0 or (step + 1) % config.log_every == 0
+
     metrics: Metrics = {}
     try:
         # Dropout draws from the global stream, so that too is set by position.
         with buffers_restored_on_error(model), seeded(config.seed, "dropout", position, device=trainer.fabric.device):
             negatives, moves = draw_negatives(state, trainer, real)
             attacked = _attacked(state, trainer, batch) if batch is not None and config.attack.radius > 0 else batch
-            loss, norms = _gradients(model, optimizer, attacked, real, negatives, trainer)
+            loss, norms = _gradients(model, optimizer, attacked, real, negatives, trainer, in_parts=in_parts)
             metrics = measure(loss, norms, moves, real, config, trainer.box)
             history = check(step + 1, metrics, state.history, config.limits)
     except Diverged as problem:
@@ -110,23 +113,31 @@ def _gradients(
     real: Batch | None,
     negatives: Negatives,
     trainer: Trainer,
+    *,
+    in_parts: bool,
 ) -> tuple[Loss, dict[str, Tensor]]:
     """Leave the gradient of the objective in the parameters; with SAM, that at the worst point near them.
 
-    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, and of each part.
+    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, and `in_parts` of each.
     """
     config, settings = trainer.config, trainer.config.optimizer
     statistics = config.network.statistics
+    merged = trainer.execution.merged and real is not None and not in_parts
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def evaluate() -> Loss:
         optimizer.zero_grad()
         with trainer.execution.autocast(trainer.fabric.device):
-            return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics)
+            return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics, merged=merged)
 
     train_mode(model, frozen_norms=statistics == "frozen" and config.weights.generative)
     loss = evaluate()
-    norms, scale = _backward_in_parts(loss, parameters, trainer)
+    norms: dict[str, Tensor] = {}
+    scale: Tensor | float = 1.0
+    if in_parts:
+        norms, scale = _backward_in_parts(loss, parameters, trainer)
+    else:
+        loss.total.backward()  # type: ignore[no-untyped-call]
     if settings.sam_rho > 0:
         # The second pass looks at weights that are not kept, so the running averages must not see it.
         with running_statistics_held(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
