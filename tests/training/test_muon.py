@@ -146,8 +146,9 @@ def test_inner_weights_are_muons_and_the_rest_adamws(name, shape, hidden):
 
 
 def test_hidden_weights_of_unusual_networks():
-    inner = nn.Linear(4, 4)
-    tied = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), inner, inner, nn.Linear(4, 4), nn.Linear(4, 2))
+    inner, twin = nn.Linear(4, 4), nn.Linear(4, 4)
+    twin.weight = inner.weight
+    tied = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), inner, twin, nn.Linear(4, 4), nn.Linear(4, 2))
     assert [id(w) for w in hidden_weights(tied)] == [id(tied[2].weight), id(tied[4].weight)]
     tied[0].requires_grad_(False)
     tied[1].requires_grad_(False)  # it stays the first layer
