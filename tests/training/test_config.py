@@ -129,7 +129,7 @@ def unchecked(kind, **values):
         ),
         (unchecked(ChainConfig, start="noise"), "^chains.start must be one of uniform, gaussian, data; got 'noise'"),
         (unchecked(ChainConfig, mode="test"), "^chains.mode must be one of eval, train; got 'test'"),
-        (unchecked(OptimizerConfig, name="lion"), "^optimizer.name must be one of adam, adamw, sgd; got 'lion'"),
+        (unchecked(OptimizerConfig, name="lion"), "^optimizer.name must be one of adam, adamw, sgd, muon; got 'lion'"),
         (unchecked(OptimizerConfig, schedule="linear"), "^optimizer.schedule must be one of constant, step, cosine"),
     ],
 )

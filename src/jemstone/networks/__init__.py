@@ -2,7 +2,8 @@
 
 from jemstone.networks.factory import NETWORKS, build_network
 from jemstone.networks.legacy import load_jem_checkpoint
+from jemstone.networks.resnet9 import ResNet9
 from jemstone.networks.small import MLP, ConvNet
 from jemstone.networks.wide_resnet import WideResNet
 
-__all__ = ["MLP", "NETWORKS", "ConvNet", "WideResNet", "build_network", "load_jem_checkpoint"]
+__all__ = ["MLP", "NETWORKS", "ConvNet", "ResNet9", "WideResNet", "build_network", "load_jem_checkpoint"]

@@ -9,11 +9,13 @@ from torch import nn
 
 from jemstone.errors import ConfigError
 from jemstone.networks.layers import check_normalisable, check_statistics, image_shape, with_spectral_norm
+from jemstone.networks.resnet9 import ResNet9
 from jemstone.networks.small import MLP, ConvNet
 from jemstone.networks.wide_resnet import WideResNet
 
 NETWORKS: dict[str, str] = {
     "wrn-DEPTH-WIDTH": "wide residual network for images of any size, depth 6n + 4, for example wrn-28-10",
+    "resnet9-WIDTH": "residual network of nine layers for images of 16x16 and more, resnet9-64 as published",
     "conv-WIDTH[-DEPTH]": "small ConvNet for small images, 3 convolutions unless DEPTH says otherwise",
     "mlp-WIDTH[-DEPTH]": "perceptron for vectors and tiny images, 2 hidden layers unless DEPTH says otherwise",
 }
@@ -56,7 +58,7 @@ def _plain_network(
     dropout: float,
     activation: str,
 ) -> nn.Module:
-    match = re.fullmatch(r"(wrn)-(\d+)-(\d+)|(conv|mlp)-(\d+)(?:-(\d+))?", name, re.ASCII)
+    match = re.fullmatch(r"(wrn)-(\d+)-(\d+)|(resnet9)-(\d+)|(conv|mlp)-(\d+)(?:-(\d+))?", name, re.ASCII)
     if match is None:
         known = "; ".join(f"{pattern}: {text}" for pattern, text in NETWORKS.items())
         raise ConfigError(f"Unknown network {name!r}. Known names: {known}.")
@@ -77,8 +79,9 @@ def _plain_network(
             dropout=dropout,
             activation=activation,
         )
-    if kind == "conv":
-        return ConvNet(
+    if kind in ("resnet9", "conv"):
+        network = ResNet9 if kind == "resnet9" else ConvNet
+        return network(
             input_shape, num_classes, *sizes, norm=norm, statistics=statistics, dropout=dropout, activation=activation
         )
     if norm != "none":

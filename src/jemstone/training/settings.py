@@ -29,7 +29,8 @@ class NetworkConfig:
     """Which network gives the logits.
 
     Attributes:
-        name: `wrn-DEPTH-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`, or `custom` for a module of your own.
+        name: `wrn-DEPTH-WIDTH`, `resnet9-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`, or `custom` for a module of
+            your own.
         norm: normalisation layers.
         dropout: probability of dropping a unit, in train mode only.
         activation: the nonlinearity.
@@ -100,10 +101,11 @@ class OptimizerConfig:
     """How weights move.
 
     Attributes:
-        name: `adam`, `adamw` or `sgd`.
+        name: `adam`, `adamw`, `sgd`, or `muon`: orthogonalised momentum for the weights between the first and the last
+            layer, AdamW for all else (Jordan et al. 2024), at learning rates as for adamw.
         learning_rate: peak learning rate.
-        momentum: of sgd.
-        weight_decay: L2 for adam and sgd, decoupled for adamw.
+        momentum: of sgd, and of muon, which was published with 0.95.
+        weight_decay: L2 for adam and sgd, decoupled for adamw and muon.
         warmup_steps: linear warm-up from 0.
         schedule: after warm-up: `constant`, `step` (times `decay_factor` at each milestone) or `cosine` (to 0).
         milestones: shares of the whole training at which `step` decays.
@@ -115,7 +117,7 @@ class OptimizerConfig:
         sam_adaptive: measure the radius relative to each weight (ASAM).
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     learning_rate: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -135,6 +137,8 @@ class OptimizerConfig:
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         for name in ("momentum", "weight_decay", "clip_norm", "balance", "sam_rho"):
             at_least(f"optimizer.{name}", getattr(self, name), 0)
+        if self.name == "muon" and self.momentum >= 1:
+            raise ConfigError(f"optimizer.momentum must be below 1 with muon, got {self.momentum}. Use 0.9 or 0.95.")
         object.__setattr__(self, "milestones", tuple(self.milestones))  # a list has no hash, and settings are keys
         if self.schedule == "step" and not self.milestones:
             raise ConfigError("optimizer.schedule 'step' needs optimizer.milestones, as shares of training in (0, 1).")

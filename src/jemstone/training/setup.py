@@ -30,6 +30,7 @@ from jemstone.sampling import (
 )
 from jemstone.sampling.kernels import Box
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
+from jemstone.training.muon import Muon, hidden_weights
 from jemstone.training.treatment import Remedy, settings_at
 
 
@@ -109,8 +110,22 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         return torch.optim.SGD(
             parameters, config.learning_rate, momentum=config.momentum, weight_decay=decay, fused=fused
         )
+    if config.name == "muon":
+        return _make_muon(model, parameters, config)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(parameters, config.learning_rate, weight_decay=decay, fused=fused)
+
+
+def _make_muon(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerConfig) -> Muon:
+    hidden = hidden_weights(model)
+    if not hidden:
+        raise ConfigError(
+            "optimizer.name 'muon' is for the weights between the first and the last layer, and the network has none "
+            "to train there. Use adamw, or a deeper network."
+        )
+    chosen = {id(p) for p in hidden}
+    others = [p for p in parameters if id(p) not in chosen]
+    return Muon(hidden, others, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
