@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,21 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """Largest resident memory of this process so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Largest resident memory of this process so far, in GiB.
+
+    Linux keeps it under /proc; getrusage there counts what the parent held when it started this process.
+    """
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def write(name: str, content: dict[str, Any]) -> Path:
-    """Keep a benchmark's numbers under results/."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(name: str, content: dict[str, Any], path: Path | None = None) -> Path:
+    """Keep a benchmark's numbers under results/, or at `path`."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path
 

@@ -322,6 +322,13 @@ def test_samples_by_class_and_from_the_buffer(copy, capsys, options, name, count
     assert Image.open(out).size[0] == 50 * count + 2
 
 
+def test_fast_samples_say_how_they_were_computed(copy, capsys):
+    assert main(["sample", str(copy), "--count", "2", "--steps", "1", "--fast"]) == 0
+    small = "the network is too small for anything else to be faster"
+    out = copy / "samples" / "grid.png"
+    assert capsys.readouterr().out == f"Computed in float32: {small}.\n2 samples in {out}\n"
+
+
 def test_chains_of_the_buffer_by_class_have_a_file_of_their_own(copy, capsys):
     trained = jemstone.load_trained(copy)
     classes = trained.logits(trained.buffer).argmax(dim=1)
@@ -579,6 +586,7 @@ MISTAKES = {
     "count 0": (("sample", "RUN", "--count", "0"), "--count must be at least 1, got 0"),
     "steps 0": (("sample", "RUN", "--steps", "0"), "at least one step, got steps=0"),
     "steps of the buffer": (("sample", "RUN", "--buffer", "--steps", "3"), "leave out --steps"),
+    "a fast buffer": (("sample", "RUN", "--buffer", "--fast"), "leave out --steps and --fast"),
     "no picture": (("sample", "RUN", "--out", "x.txt"), "a name that ends in .png; got x.txt"),
     "unwritable": (("sample", "RUN", "--count=1", "--steps=1", "--out", "RUN/config.json/x.png"), "config.json"),
     "ood without a source": (("evaluate", "RUN", "--ood=letters"), "--ood and --near take NAME=SOURCE, for example"),

@@ -165,9 +165,9 @@ def _import(options: Namespace, console: Console) -> None:
 def _sample(options: Namespace, console: Console) -> None:
     if options.out is not None and options.out.suffix.lower() != ".png":
         raise ConfigError(f"--out is the PNG file to write, with a name that ends in .png; got {options.out}.")
-    if options.buffer and options.steps is not None:
-        raise ConfigError("--buffer shows chains as training left them: leave out --steps.")
-    trained = load_trained(options.run)
+    if options.buffer and (options.steps is not None or options.fast):
+        raise ConfigError("--buffer shows chains as training left them: leave out --steps and --fast.")
+    trained = load_trained(options.run, execution="fast" if options.fast else "plain")
     classes = len(trained.class_names)
     label, count = options.label, options.count
     if label is not None and not 0 <= label < classes:
@@ -183,6 +183,8 @@ def _sample(options: Namespace, console: Console) -> None:
     else:
         labels = torch.arange(count) % classes if label is None else torch.full((count,), label)
         by_class = label is not None
+        if options.fast:
+            console.print(f"Computed in {trained.execution}: {trained.reason}.")
         images = trained.sample(labels, by_class=by_class, steps=options.steps, seed=options.seed)
     name = ("buffer" if options.buffer else "grid") + ("" if label is None else f"-{label}")
     out = options.out or trained.run.path / "samples" / f"{name}.png"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -41,6 +41,11 @@ class Execution:
         if self.channels_last and x.ndim == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
+
+    def arrange(self, model: nn.Module) -> None:
+        """Put the weights of `model` into the layout that inputs are fed in: the same numbers."""
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __str__(self) -> str:
         parts = ["bfloat16" if self.precision == "bf16-mixed" else "float32"]

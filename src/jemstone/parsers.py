@@ -102,13 +102,15 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     commands.add_subcommand("import", imported, help="a public checkpoint becomes a run")
 
     sample = ArgumentParser(
-        usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--buffer] [--seed N] [--out FILE.png]",
+        usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--fast] [--buffer]\n"
+        "                       [--seed N] [--out FILE.png]",
         description="Draw samples from a run's density as a picture.",
     )
     sample.add_argument("run", metavar="RUN", type=Path, help="run directory")
     sample.add_argument("--label", type=int | None, help="samples of this class, from p(x|y); default: from p(x)")
     sample.add_argument("--count", type=int, default=50, help="how many")
     sample.add_argument("--steps", type=int | None, help="kernel steps (default: a training chain's expected life)")
+    sample.add_argument("--fast", action="store_true", help="in the precision and layout that prove fastest here")
     sample.add_argument("--buffer", action="store_true", help="take them from the replay buffer, not fresh")
     sample.add_argument("--seed", type=int, default=0, help="of the chains")
     sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")

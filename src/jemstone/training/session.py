@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from jemstone.data import Dataset, labelled
@@ -262,8 +261,7 @@ class Session:
 def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
     config, fabric, initial = trainer.config, trainer.fabric, trainer.initial
     buffer = None if initial is None else make_buffer(initial, config, num_classes, fabric)
-    if trainer.execution.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer.execution.arrange(model)
     return TrainState.create(model, config, buffer, fabric.device)
 
 
