@@ -23,7 +23,7 @@ import common
 import torch
 from plain import PlainJEM
 
-from jemstone import EnergyClassifier, Session, load_dataset, recipe
+from jemstone import Session, load_dataset, recipe
 from jemstone.data import Dataset, to_box
 from jemstone.networks import build_network
 from jemstone.networks.modes import in_mode

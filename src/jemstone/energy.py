@@ -89,7 +89,7 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None, *, executi
             if not weights:
                 weights.update({name: weight.detach() for name, weight in model.named_parameters()})
             grad, energy = program(weights, x, y)
-            return energy.clone(), grad  # a CUDA graph writes the next energies to the same place
+            return energy.clone(), grad.clone()  # a CUDA graph writes the next results to the same place
         with torch.enable_grad(), execution.autocast(x.device):
             logits = model(x.requires_grad_())
         energy, slope = _with_slope(logits.detach(), y)
@@ -113,7 +113,7 @@ def _with_slope(logits: Float[Tensor, "b k"], y: Tensor | None) -> tuple[Tensor,
 
 
 _Program = Callable[..., tuple[Tensor, Tensor]]
-_programs: WeakKeyDictionary[nn.Module, dict[bool, tuple[_Program, torch.Size]]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[nn.Module, dict[tuple[bool, Execution], tuple[_Program, torch.Size]]] = WeakKeyDictionary()
 
 
 def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Execution) -> _Program | None:
@@ -123,8 +123,8 @@ def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Ex
     slower than not compiling at all. A second shape would cost a second compilation, so a batch left over runs eagerly.
     """
     programs = _programs.setdefault(model, {})
-    marginal = y is None
-    if marginal not in programs:
+    key = (y is None, execution)
+    if key not in programs:
 
         def energy(weights: dict[str, Tensor], x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
             with execution.autocast(x.device):
@@ -135,6 +135,6 @@ def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Ex
         # On a GPU small networks wait for their launches, which a CUDA graph takes out.
         mode = "reduce-overhead" if x.device.type == "cuda" else None
         compiled = torch.compile(differentiated(energy, argnums=1, has_aux=True), dynamic=False, mode=mode)
-        programs[marginal] = (compiled, x.shape)
-    program, shape = programs[marginal]
+        programs[key] = (compiled, x.shape)
+    program, shape = programs[key]
     return program if x.shape == shape else None
