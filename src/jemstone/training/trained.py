@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jemstone.data import Dataset, to_box
@@ -24,6 +25,7 @@ from jemstone.training.checkpoint import latest_checkpoint, load_checkpoint, loa
 from jemstone.training.config import TrainConfig
 from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import data_of_run, make_model, read_config
+from jemstone.training.ranks import gather, of_rank
 from jemstone.training.setup import make_fabric, make_initial, make_sampler
 
 
@@ -100,24 +102,38 @@ class Trained:
         return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
 
     def sample(
-        self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0
+        self,
+        labels: Int[Tensor, " n"],
+        *,
+        by_class: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        fabric: Fabric | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Fresh chains, one per label, run for `steps` (default `chain_life`) from the run's own start; on the CPU.
 
-        They descend E(x), the label only choosing a class-conditional start, or with `by_class` E(x, y).
+        They descend E(x), the label only choosing a class-conditional start, or with `by_class` E(x, y). With the
+        `fabric` of several ranks, each runs its share of the chains, from a random stream of its own.
         """
         if not self.config.weights.generative:
             raise ConfigError(
                 f"{self.run.path} is a plain classifier (recipe {self.config.recipe!r}): it was trained without chains "
                 "and its density has no samples to show. Train a generative recipe, for example jem-small."
             )
-        rng = generator(seed, "sample", device=self.device)
+        rng = generator(seed, "sample", *(of_rank(fabric) if fabric else ()), device=self.device)
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.class_names)):
             raise ConfigError(f"Labels to sample must lie in [0, {len(self.class_names)}).")
-        labels = labels.to(self.device)
+        mine = labels if fabric is None else labels[fabric.global_rank :: fabric.world_size]
+        mine = mine.to(self.device)
         steps = self.chain_life if steps is None else steps
         with statistics_of_negatives(self.model):
-            return generate(self.model, self.initial(), self.sampler, labels, steps, rng, by_class=by_class).cpu()
+            x = generate(self.model, self.initial(), self.sampler, mine, steps, rng, by_class=by_class).cpu()
+        if fabric is None:
+            return x
+        samples = x.new_empty(len(labels), *x.shape[1:])
+        for rank, part in enumerate(gather(x, fabric)):
+            samples[rank :: fabric.world_size] = part
+        return samples
 
 
 def load_trained(
