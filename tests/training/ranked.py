@@ -16,6 +16,7 @@ from torch import nn
 from jemstone import TrainConfig, cli, load_dataset
 from jemstone.data import Dataset, Split
 from jemstone.energy import EnergyClassifier
+from jemstone.networks import build_network
 from jemstone.objective import Negatives
 from jemstone.rng import generator
 from jemstone.training import loop
@@ -97,16 +98,20 @@ def contents(state):
 
 
 def spoiled_run(data, spoil_rank):
-    """A run with a NaN in one labelled batch of one rank, and the failures that each rank saw."""
+    """A run with a NaN in one labelled batch of one rank, and the failures that each rank saw.
+
+    Its network begins at random, differently on each rank.
+    """
     config = TrainConfig(
         steps=8, batch_size=8, real_batch_size=8, device="cpu", validate_every=0, checkpoint_every=3
     ).with_values(
-        network={"name": "conv-4", "norm": "batch"},
         weights={"marginal": 1.0},
         chains={"steps": 2, "buffer_size": 60},
         recovery={"snapshot_every": 2},
     )
-    run = Session.start(config, data)
+    torch.manual_seed(rank())
+    run = Session.start(config, data, build_network("conv-4", (1, 8, 8), 10, norm="batch"))
+    first = run.state.buffer.x.clone()
     stream, seen = type(run.trainer.streams.labelled).__call__, []
 
     def spoiled(self, step):
@@ -128,7 +133,12 @@ def spoiled_run(data, spoil_rank):
         rows = list(run.train())
     finally:
         type(run.trainer.streams.labelled).__call__ = stream
-    return {"failures": seen, "state": contents(run.state), "steps": [row["step"] for row in rows]}
+    return {
+        "first chains": first,
+        "failures": seen,
+        "state": contents(run.state),
+        "steps": [row["step"] for row in rows],
+    }
 
 
 def stopped_after(step, run):
@@ -176,6 +186,7 @@ def dies(run, step):
 
     def keep_or_die(self, metrics):
         if rank() == 1 and restarts() == 0 and self.state.step == step:
+            Path(f"{run}.died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         keep(self, metrics)
 
