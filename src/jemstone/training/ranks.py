@@ -7,6 +7,7 @@ seconds; what a rank does alone, as measuring or writing a checkpoint, is waited
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import time
@@ -66,6 +67,12 @@ def launch(accelerator: str) -> Fabric:
     gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
     if 0 < gpus < on_machine:
         raise ConfigError(f"torchrun started {on_machine} ranks on a machine of {gpus} GPUs: --nproc-per-node {gpus}.")
+    alone = on_machine == world_size()
+    if not alone and _of_torchrun("TORCHELASTIC_MAX_RESTARTS", 0) and _shares_store():
+        raise ConfigError(
+            "With --max-restarts on several machines, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun: otherwise "
+            "ranks that are started again find the addresses of dead ones."
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=on_machine,
@@ -78,6 +85,8 @@ def launch(accelerator: str) -> Fabric:
     logger.setLevel(logging.WARNING)  # it announces what was asked for
     try:
         with _together():
+            if not distributed.is_initialized():
+                _meet(fabric.device, f"attempt {restarts() if alone else 0}")
             fabric.launch()
             _patient()
     finally:
@@ -216,6 +225,30 @@ def shard(checkpoint: Checkpoint, num_classes: int, at_least: int, fabric: Fabri
 
 def _of_torchrun(name: str, otherwise: int) -> int:
     return int(os.environ.get(name, otherwise)) if "TORCHELASTIC_RUN_ID" in os.environ else otherwise
+
+
+def _shares_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meet(device: torch.device, prefix: str) -> None:
+    """Make the process group, which Fabric then finds.
+
+    torchrun keeps one store for all attempts, where the ranks of the second would find the addresses of the first.
+    """
+    timeout = timedelta(seconds=_timeout())
+    store, _, _ = next(distributed.rendezvous("env://", rank(), world_size(), timeout=timeout))  # type: ignore[attr-defined]
+    on_gpu = device.type == "cuda"
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=distributed.PrefixStore(prefix, store),  # type: ignore[attr-defined]
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timeout,
+        device_id=device if on_gpu else None,
+    )
+    if on_gpu:
+        atexit.register(distributed.destroy_process_group)
 
 
 def _timeout() -> float:
