@@ -169,9 +169,7 @@ def test_a_killed_rank_ends_the_job_and_torchrun_takes_it_up_again(found, folder
     assert failing.returncode != 0
     assert "SIGKILL" in err
     assert time.time() - (folder / "failing.died").stat().st_mtime < 60  # or a rank would have waited in vain
-    assert [path.name for path in list_checkpoints(folder / "failing" / "checkpoints")][
-        -1
-    ] == "step-00000005.safetensors"
+    assert latest_checkpoint(folder / "failing" / "checkpoints").name == "step-00000005.safetensors"
 
     again = torchrun(folder / "again", 7, options=("--max-restarts", "1"))
     out, err = again.communicate(timeout=240)
