@@ -15,7 +15,7 @@ import pytest
 import torch
 from ranked import BATCH, TRAIN, VARIANTS, weights_after_training
 
-from jemstone import cli, load_trained
+from jemstone import cli, load_dataset, load_trained
 from jemstone.errors import CheckpointError, ConfigError, RunError
 from jemstone.report import write_report
 from jemstone.runs import Run
@@ -24,6 +24,8 @@ from jemstone.training.checkpoint import Checkpoint, latest_checkpoint, load_che
 from jemstone.training.config import TrainConfig
 from jemstone.training.requeue import start_or_resume
 from jemstone.training.session import Session
+from jemstone.training.setup import make_fabric
+from jemstone.training.validation import validate
 
 SCRIPT = Path(__file__).with_name("ranked.py")
 LAST = "step-00000012.safetensors"
@@ -119,6 +121,10 @@ def test_a_run_of_two_ranks_reads_like_any(found, folder):
     chains = torch.cat([found[rank]["ordinary"][0]["buffer/x"] for rank in (0, 1)])
     assert torch.equal(trained.buffer, chains)
     assert trained.step == 12
+    split = load_dataset("digits", seed=0).validation
+    scores = validate(trained.model, split, make_fabric(TrainConfig(device="cpu")))
+    assert rows(run)[-1]["validation_nll"] == pytest.approx(scores["nll"], rel=1e-6)
+    assert rows(run)[-1]["validation_accuracy"] == pytest.approx(scores["accuracy"])
     report = write_report([run], run / "report.html")
     assert report.stat().st_size > 10_000
     assert (run / "samples" / "grid.png").is_file()
