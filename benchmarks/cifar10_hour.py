@@ -2,9 +2,9 @@
 
     python benchmarks/cifar10_hour.py --data cifar10.npz [--minutes 60]
 
-WRN-16-2, the original algorithm (20 Langevin steps, no normalisation, Adam), the same batches in the same order. Both run
-at once, on one thread each, so that other work on the machine slows both alike; the clock is seconds of processor time
-in training, without evaluations. Writes results/cifar10_hour.json and docs/images/cifar10_hour.svg.
+WRN-16-2, the original algorithm (20 Langevin steps, no normalisation, Adam), the same batches in the same order. Both
+run at once, on one thread each, so that other work on the machine slows both alike; the clock is seconds of processor
+time in training, without evaluations. Writes results/cifar10_hour.json and docs/images/cifar10_hour.svg.
 """
 
 from __future__ import annotations

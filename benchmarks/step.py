@@ -2,9 +2,9 @@
 
     python benchmarks/step.py --network wrn-16-2 --chain-steps 20 --json OUT
 
-Both take the same batches of random images. Ours is the whole product: diagnostics, guard, snapshots for recovery. FLOPs
-are counted: 2 forward passes' worth for a chain step, 3 for each image of the three batches; `share_of_peak` is against
-the fastest convolution that this machine could be brought to, in the precision used. `--memory` measures the peak
+Both take the same batches of random images. Ours is the whole product: diagnostics, guard, snapshots for recovery.
+FLOPs are counted: 2 forward passes' worth for a chain step, 3 for each image of the three batches; `share_of_peak` is
+against the fastest convolution that this machine could be brought to, in the precision used. `--memory` measures the peak
 resident memory of both in processes of their own, `--sweep` how the cost grows with K, batch and width.
 """
 

@@ -360,7 +360,8 @@ def asked(monkeypatch):
     """What `evaluate` asks for, without the work."""
     calls = []
 
-    def record(path, *, ood, protocol, fresh, on_progress):
+    def record(path, *, ood, protocol, fresh, on_progress, fabric):
+        assert fabric is None, "one process has no ranks"
         calls.append((str(path), dict(ood), protocol, fresh))
         return []
 

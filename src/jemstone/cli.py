@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from jsonargparse import Namespace
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
-from jemstone.console import plain_console, results_table, show_diagnosis, show_training, stage
+from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
 from jemstone.doctor import draw, open_case
@@ -24,61 +24,80 @@ from jemstone.evaluation.evaluate_run import evaluate_run
 from jemstone.evaluation.protocol import BUDGETS
 from jemstone.evaluation.published import METRICS, add_published
 from jemstone.evaluation.table_text import as_json, as_latex, as_markdown
-from jemstone.parsers import expand, make_parser
+from jemstone.parsers import make_parser, parse
 from jemstone.report import write_report
 from jemstone.runs import write_atomically
 from jemstone.training.config import TrainConfig
 from jemstone.training.imported import import_checkpoint
+from jemstone.training.ranks import rank, restarts, world_size
 from jemstone.training.recipes import RECIPES, recipe
+from jemstone.training.requeue import start_or_resume
 from jemstone.training.session import Session
+from jemstone.training.setup import join_ranks
 from jemstone.training.trained import load_trained
+
+RANKED = ("train", "evaluate", "sample")
+"""Commands that several ranks share; every other one is for a process by itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 after an error that was explained on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = plain_console()
+    console.quiet = rank() > 0
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = show_warning
         return _run(arguments, console)
 
 
 def _run(arguments: list[str], console: Console) -> int:
     try:
-        parsed = make_parser(arguments).parse_args(expand(arguments))
+        parsed = parse(arguments)
         if parsed.subcommand is None:
             make_parser(arguments).print_help()
             return 0
+        if world_size() > 1 and parsed.subcommand not in RANKED:
+            raise ConfigError(f"`jemstone {parsed.subcommand}` is one process: start it without torchrun.")
         COMMANDS[parsed.subcommand](parsed[parsed.subcommand], console)
     except JemstoneError as error:
-        return _explain(str(error))
+        return explain(str(error))
     except OSError as error:  # a path that cannot be written, a full disk: the user's to mend, and no bug of ours
-        return _explain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
+        return explain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except KeyboardInterrupt:
-        plain_console(stderr=True).print("Stopped.")
+        if rank() == 0:
+            plain_console(stderr=True).print("Stopped.")
         return 130
     return 0
 
 
+def _ranks() -> Fabric | None:
+    """All ranks, where torchrun started several."""
+    return join_ranks(TrainConfig()) if world_size() > 1 else None
+
+
 def _train(options: Namespace, console: Console) -> None:
     if options.resume is not None:
-        if options.recipe or options.run or _config(options) != TrainConfig():
+        if options.recipe or options.run or options.auto_resume or _config(options) != TrainConfig():
             raise ConfigError(
                 "--resume goes on with the settings that the run was started with: leave out the recipe, --run and "
                 "every other setting, or start a new run with them."
             )
         session = Session.resume(options.resume)
-        console.print(f"Resuming {options.resume} at step {session.state.step} of {session.total_steps}.")
     else:
         if options.recipe is None:
             raise ConfigError(f"Name a recipe ({', '.join(RECIPES)}), or a run to go on with: --resume DIR.")
         recipe(options.recipe)
         config = _config(options)
         run = options.run or Path("runs") / f"{config.recipe}-{Path(config.data.source).stem}-{config.seed}"
-        session = Session.start(config, run=run)
+        again = options.auto_resume or restarts() > 0
+        session = start_or_resume(config, run) if again else Session.start(config, run=run)
     assert session.run is not None, "a session of the command line has a run directory"
     path = session.run.path
-    console.print(f"{session.config.recipe} on {session.data.name}, device {session.trainer.fabric.device}, run {path}")
+    if session.resumed:
+        console.print(f"Resuming {path} at step {session.state.step} of {session.total_steps}.")
+    fabric = session.trainer.fabric
+    where = f"device {fabric.device}" + (f", {fabric.world_size} ranks" if fabric.world_size > 1 else "")
+    console.print(f"{session.config.recipe} on {session.data.name}, {where}, run {path}")
     try:
         show_training(console, session.config.recipe, session)
     except Diverged:
@@ -111,7 +130,7 @@ def _evaluate(options: Namespace, console: Console) -> None:
     protocol = replace(protocol, ood=replace(protocol.ood, near=(*protocol.ood.near, *near)))
     if options.extractor is not None:
         protocol = replace(protocol, generation=replace(protocol.generation, extractor=options.extractor))
-    run, other = options.run, options.against
+    run, other, fabric = options.run, options.against, _ranks()
     results = {}
     for path in [run] if other is None else [other, run]:
         with stage(console, f"Evaluating {path}"):
@@ -120,6 +139,7 @@ def _evaluate(options: Namespace, console: Console) -> None:
                 ood=ood,
                 protocol=protocol,
                 fresh=options.fresh,
+                fabric=fabric,
                 on_progress=lambda text: console.print(f"  {text}"),
             )
     console.print(results_table(results, full=options.full))
@@ -185,9 +205,11 @@ def _sample(options: Namespace, console: Console) -> None:
         by_class = label is not None
         if options.fast:
             console.print(f"Computed in {trained.execution}: {trained.reason}.")
-        images = trained.sample(labels, by_class=by_class, steps=options.steps, seed=options.seed)
+        images = trained.sample(labels, by_class=by_class, steps=options.steps, seed=options.seed, fabric=_ranks())
     name = ("buffer" if options.buffer else "grid") + ("" if label is None else f"-{label}")
     out = options.out or trained.run.path / "samples" / f"{name}.png"
+    if rank():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(images.clamp(-1, 1), columns=min(10, len(images))).save(out)
     console.print(f"{len(images)} samples in {out}")
@@ -258,20 +280,3 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "recipes": _recipes,
     "demo": _demo,
 }
-
-
-def _explain(text: str) -> int:
-    plain_console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {text}"))
-    return 1
-
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """A warning as a line of its own; where in the code it was raised is of no use to a user."""
-    plain_console(stderr=True).print(Text.assemble(("warning:", "bold yellow"), f" {message}"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,6 +19,7 @@ from jemstone.doctor import Case, Diagnosis
 from jemstone.errors import VERDICTS, Diverged
 from jemstone.evaluation import Result, comparison
 from jemstone.training.loop import Metrics
+from jemstone.training.ranks import let_first_speak, rank
 from jemstone.training.session import Session
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -48,6 +50,28 @@ def plain_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     return console
+
+
+def explain(text: str) -> int:
+    """Print an error and return the exit status. An error of all ranks is explained by rank 0 alone."""
+    if rank():
+        let_first_speak()
+        text = f"rank {rank()}: {text}"
+    plain_console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {text}"))
+    return 1
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line of its own; where in the code it was raised is of no use to a user."""
+    if rank() == 0:
+        plain_console(stderr=True).print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
 
 
 def show_training(console: Console, title: str, session: Session) -> None:

@@ -26,6 +26,10 @@ class CheckpointError(RunError):
     """A checkpoint is truncated, damaged, of another version, or does not fit the model."""
 
 
+class RankError(JemstoneError):
+    """Of several ranks that train one model, another one died or did not answer in time."""
+
+
 class MissingExtra(JemstoneError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
+from jemstone.training.ranks import let_first_speak, rank
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.version import __version__
 
@@ -26,13 +29,15 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
 
     train = ArgumentParser(
         usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
-        "       jemstone train --resume DIR",
+        "       jemstone train --resume DIR\n"
+        "       torchrun --nproc-per-node N -m jemstone train ...",
         description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
         "`--network NAME` are short for --data.source and --network.name.",
     )
     train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
     train.add_argument("--run", type=Path | None, help="run directory to make (default: runs/RECIPE-DATA-SEED)")
     train.add_argument("--resume", type=Path | None, help="run directory to go on with")
+    train.add_argument("--auto_resume", action="store_true", help="go on with --run where it is there, else start it")
     train.add_argument("--config", action="config", help="YAML file of settings")
     train.add_class_arguments(TrainConfig, skip={"recipe"})
     named = _named_recipe(arguments)
@@ -148,6 +153,19 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
     return parser
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """The settings of the command that `arguments` name. Of several ranks, the first says what is wrong with them."""
+    if rank() == 0:
+        return make_parser(arguments).parse_args(expand(arguments))
+    with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        try:
+            return make_parser(arguments).parse_args(expand(arguments))
+        except SystemExit as ending:
+            if ending.code:
+                let_first_speak()
+            raise
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

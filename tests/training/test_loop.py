@@ -19,6 +19,7 @@ from jemstone.training.setup import Trainer, make_buffer, make_fabric
 
 TINY = TrainConfig(
     steps=6,
+    log_every=1,
     batch_size=8,
     real_batch_size=6,
     weights=LossWeights(class_nll=1.0, marginal=1.0),

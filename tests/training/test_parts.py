@@ -6,7 +6,7 @@ from torch import nn
 
 from jemstone.errors import ConfigError
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
-from jemstone.training.setup import learning_rate, make_fabric, make_optimizer, make_sampler
+from jemstone.training.setup import join_ranks, learning_rate, make_fabric, make_optimizer, make_sampler
 from jemstone.training.sharpness import ascended
 
 
@@ -83,10 +83,18 @@ def test_a_missing_gpu_is_explained():
         make_fabric(TrainConfig(device="cuda"))
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
-def test_several_processes_are_refused(name, monkeypatch):
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_several_processes_that_torchrun_did_not_start_are_refused(name, monkeypatch):
     monkeypatch.setenv(name, "2")
-    with pytest.raises(ConfigError, match="Started as 2 processes; training runs in one"):
-        make_fabric(TrainConfig())
+    with pytest.raises(ConfigError, match="Started as 2 processes, and not by torchrun"):
+        join_ranks(TrainConfig())
     monkeypatch.setenv(name, "1")
-    assert make_fabric(TrainConfig(device="cpu")).world_size == 1
+    assert join_ranks(TrainConfig(device="cpu")).world_size == 1
+
+
+def test_one_process_in_an_allocation_for_several_is_one_process(monkeypatch):
+    """As in the script of a SLURM job: Fabric left to itself would refuse, or wait for the others."""
+    for name, value in {"NTASKS": "4", "JOB_ID": "17", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for fabric in (make_fabric(TrainConfig(device="cpu")), join_ranks(TrainConfig(device="cpu"))):
+        assert (fabric.world_size, fabric.global_rank, fabric.device.type) == (1, 0, "cpu")

@@ -15,6 +15,7 @@ from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, Diverged, RunError
 from jemstone.runs import Run
 from jemstone.sampling import ReplayBuffer
+from jemstone.training import durable
 from jemstone.training import session as session_module
 from jemstone.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from jemstone.training.recipes import RECIPES, recipe
@@ -512,7 +513,7 @@ def test_a_failure_whose_trend_took_less_than_a_fifth_of_a_window_is_sudden(digi
 )
 def test_checkpoints_reach_two_windows_back_where_recovery_may_need_them(tmp_path, digits, monkeypatch, changes, kept):
     asked = []
-    monkeypatch.setattr(session_module, "save_checkpoint", lambda folder, checkpoint, *, keep: asked.append(keep))
+    monkeypatch.setattr(durable, "save_checkpoint", lambda folder, checkpoint, *, keep: asked.append(keep))
     Session.start(tiny(**changes), digits, run=tmp_path / "run")
     assert asked == [kept]
 
@@ -662,7 +663,7 @@ def test_a_full_disk_while_a_recovery_is_saved(tmp_path, digits, monkeypatch, sp
     spoil(relapses(10, 3))
     whole = undisturbed(tmp_path, digits)
     session = Session.start(tiny(), digits, run=tmp_path / "run")
-    save, calls = session_module.save_checkpoint, []
+    save, calls = durable.save_checkpoint, []
 
     def save_or_fail(folder, checkpoint, *, keep):
         treatment = checkpoint.header["treatment"]
@@ -672,7 +673,7 @@ def test_a_full_disk_while_a_recovery_is_saved(tmp_path, digits, monkeypatch, sp
         return save(folder, checkpoint, keep=keep)
 
     fsync = runs.os.fsync
-    monkeypatch.setattr(session_module, "save_checkpoint", save_or_fail)
+    monkeypatch.setattr(durable, "save_checkpoint", save_or_fail)
     with pytest.raises(RunError, match="No space left on device"):
         train(session)
     monkeypatch.setattr(runs.os, "fsync", fsync)

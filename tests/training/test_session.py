@@ -366,7 +366,7 @@ def test_a_network_with_tied_weights_is_saved_resumed_and_loaded(tmp_path, digit
     assert network.first.weight is network.second.weight
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_several_processes_are_refused_before_anything_is_made(tmp_path, digits, monkeypatch, name):
     monkeypatch.setenv(name, "4")
     with pytest.raises(ConfigError, match="4 processes"):

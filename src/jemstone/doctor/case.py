@@ -61,7 +61,8 @@ def _run(run: Run) -> Case:
     reading, config, total = [], None, None
     try:
         config = TrainConfig.from_dict(run.info.get("config", {}))
-        total = config.total_steps(run.info["data"]["sizes"]["train"]) if config.steps is None else config.steps
+        ranks = run.info.get("environment", {}).get("ranks", 1)
+        total = config.steps or config.total_steps(run.info["data"]["sizes"]["train"], ranks)
     except ConfigError:
         reading.append("Its settings are of another version of jemstone: changes are told without names of settings.")
     except (KeyError, TypeError, AttributeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from jemstone.data import Dataset, load_inputs
@@ -22,6 +23,7 @@ from jemstone.evaluation.section import Chains, Subject
 from jemstone.evaluation.store import Store
 from jemstone.runs import Run
 from jemstone.training.inputs import data_of_run
+from jemstone.training.ranks import from_first, wait
 from jemstone.training.trained import Trained, load_trained
 from jemstone.version import __version__
 
@@ -36,6 +38,7 @@ def evaluate_run(
     protocol: Protocol = BUDGETS["standard"],
     fresh: bool = False,
     on_progress: Callable[[str], None] | None = None,
+    fabric: Fabric | None = None,
 ) -> list[Result]:
     """Evaluate the run at `path` on its test split and write what was found into it.
 
@@ -46,6 +49,9 @@ def evaluate_run(
     Every section is kept as soon as it is finished, and read again where nothing that it depends on has changed; with
     `fresh` it is measured again. results.json holds all sections that are about this state of the run, also those that
     `protocol` does not ask for now.
+
+    With the `fabric` of several ranks, each of which calls this, every rank measures its share of the sections, and
+    rank 0 makes the tables of what all have kept.
     """
     say = on_progress or (lambda _: None)
     trained = load_trained(path, network, data=data)
@@ -55,11 +61,37 @@ def evaluate_run(
     sets = {name: load_inputs(source, data.input_shape, moments=data.moments) for name, source in (ood or {}).items()}
     subject = Subject(trained.model, data, sets, chains_of(trained), extractor)
     store = Store(trained.run.path / "evaluation", trained.run.path / "samples")
-    if fresh:
-        for name in protocol.sections:
-            store.forget(name)
     # What the weights do not say: how chains were run, and the averages that they were run with.
     identity = {"chains": asdict(trained.config.chains), "statistics": trained.config.network.statistics}
+
+    if fresh and (fabric is None or fabric.is_global_zero):
+        for name in protocol.sections:
+            store.forget(name)
+
+    def tables() -> list[Result]:
+        return _tables(trained, subject, protocol, store, identity, say)
+
+    if fabric is None or fabric.world_size == 1:
+        return tables()
+    if fabric.is_global_zero:
+        kept(subject, protocol, store, identity)  # forgets what is about another state of the run
+    wait(fabric)
+    if mine := protocol.sections[fabric.global_rank :: fabric.world_size]:
+        for _ in measure(subject, protocol.only(*mine), store=store, identity=identity, say=say):
+            pass
+    wait(fabric)
+    return from_first(tables, fabric)
+
+
+def _tables(
+    trained: Trained,
+    subject: Subject,
+    protocol: Protocol,
+    store: Store,
+    identity: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> list[Result]:
+    """Measure what is not kept yet, and write the tables after each section."""
     sections = kept(subject, protocol, store, identity)
     for name, stored in measure(subject, protocol, store=store, identity=identity, say=say):
         sections[name] = stored

@@ -42,6 +42,17 @@ def train_mode(model: nn.Module, *, frozen_norms: bool) -> None:
                 module.eval()
 
 
+def moving_statistics(model: nn.Module) -> list[Tensor]:
+    """The running averages (not the counts) that a forward pass of `model` moves in its present modes."""
+    return [
+        buffer
+        for layer in model.modules()
+        if isinstance(layer, _NormBase) and layer.track_running_stats and layer.training
+        for buffer in layer.buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
 @contextmanager
 def running_statistics_held(model: nn.Module) -> Iterator[None]:
     """Forward passes inside use statistics as the mode says, and leave the running averages as they are.

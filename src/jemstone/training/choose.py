@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.nn.modules.dropout import _DropoutNd
@@ -29,6 +30,7 @@ from jemstone.networks.modes import in_mode, running_statistics_held
 from jemstone.rng import generator, seeded
 from jemstone.training.chains import chain_mode
 from jemstone.training.config import TrainConfig
+from jemstone.training.ranks import from_first, wait
 
 SMALL = 2e6
 """FLOPs of one input's forward pass below which nothing is tried: such a step is overhead, and its timing noise."""
@@ -75,6 +77,17 @@ def choose_execution(
         if small or ahead < WORTH_COMPILING:
             return Choice(chosen, reason)
     return _with_compilation(probe, config, chosen, reason)
+
+
+def agreed_execution(
+    model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...], total_steps: int, fabric: Fabric
+) -> Choice:
+    """What `choose_execution` finds on rank 0, for all ranks; where that is compiled, the others compile too."""
+    choice = from_first(lambda: choose_execution(model, config, input_shape, total_steps), fabric)
+    if choice.execution.compiled and not fabric.is_global_zero:
+        _Probe(model, config, input_shape, fabric.device).gradient(choice.execution)
+    wait(fabric)  # a compilation may take longer than ranks wait for each other's step
+    return choice
 
 
 def _mergeable(model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...]) -> bool:

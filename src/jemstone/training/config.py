@@ -46,8 +46,8 @@ class TrainConfig:
         classifier_steps: steps at the beginning that train the class term alone.
         epochs: passes over the labelled training examples.
         steps: number of optimiser steps; overrides epochs.
-        batch_size: labelled, augmented examples per step, for log p(y|x).
-        real_batch_size: examples per step for the generative terms, and as many chains.
+        batch_size: labelled, augmented examples per step, for log p(y|x); on several ranks, of each of them.
+        real_batch_size: examples per step for the generative terms, and as many chains; again of each rank.
         augment: of the labelled stream.
         augment_real: of the generative stream.
         ema: decay of the averaged weights that are evaluated; 0 is off.
@@ -115,9 +115,11 @@ class TrainConfig:
                 "every step draws that many different chains. Enlarge the buffer or shrink the batch."
             )
 
-    def total_steps(self, examples: int) -> int:
-        """Optimiser steps of the whole run over `examples` labelled training examples."""
-        return self.steps if self.steps is not None else max(1, round(self.epochs * examples / self.batch_size))
+    def total_steps(self, examples: int, ranks: int = 1) -> int:
+        """Optimiser steps of the whole run over `examples` labelled training examples, on `ranks` ranks."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * examples / (self.batch_size * ranks)))
 
     def with_values(self, **changes: Any) -> TrainConfig:
         """A copy with fields replaced; a dict for a nested field replaces some of its fields.

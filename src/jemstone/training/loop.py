@@ -1,7 +1,8 @@
 """The training loop: train_step, train.
 
 One step is: move chains, compare real images with their end points, differentiate, judge; only then do weights, buffer
-and step counter move. A step that the guard rejects leaves the state bitwise as it was.
+and step counter move. A step that the guard rejects leaves the state bitwise as it was. On several ranks, gradients,
+running statistics and metrics are averaged before anything is judged, so that all of them judge and move alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jemstone.errors import Diverged
 from jemstone.networks.modes import (
     buffers_restored_on_error,
     in_mode,
+    moving_statistics,
     running_statistics_held,
     train_mode,
 )
@@ -28,6 +30,7 @@ from jemstone.training.chains import draw_negatives
 from jemstone.training.diagnostics import Metrics, measure
 from jemstone.training.guard import check
 from jemstone.training.locate import first_non_finite
+from jemstone.training.ranks import average_gradients, average_metrics, averaged, of_rank
 from jemstone.training.setup import Trainer, learning_rate
 from jemstone.training.sharpness import ascended
 from jemstone.training.state import TrainState
@@ -52,7 +55,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     """Compute, check, commit: one optimiser step, moving `state` in place if and only if the guard passes."""
     trainer = trainer.at(state.step, state.treatment.remedy, state.chain_steps)
     config, step, position = trainer.config, state.step, state.position
-    model, optimizer = state.model, state.optimizer
+    model, optimizer, fabric = state.model, state.optimizer, trainer.fabric
     rate = learning_rate(config.optimizer, step, trainer.total_steps)
     batch = _placed(trainer.streams.labelled(position), trainer) if config.weights.class_nll > 0 else None
     real = _placed(trainer.streams.real(position), trainer) if config.weights.generative else None
@@ -63,17 +66,18 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     metrics: Metrics = {}
     try:
         # Dropout draws from the global stream, so that too is set by position.
-        with buffers_restored_on_error(model), seeded(config.seed, "dropout", position, device=trainer.fabric.device):
+        dropout = seeded(config.seed, "dropout", position, *of_rank(fabric), device=fabric.device)
+        with buffers_restored_on_error(model), dropout:
             negatives, moves = draw_negatives(state, trainer, real)
             attacked = _attacked(state, trainer, batch) if batch is not None and config.attack.radius > 0 else batch
             loss, norms = _gradients(model, optimizer, attacked, real, negatives, trainer, in_parts=in_parts)
-            metrics = measure(loss, norms, moves, real, config, trainer.box)
+            metrics = average_metrics(measure(loss, norms, moves, real, config, trainer.box), fabric)
             history = check(step + 1, metrics, state.history, config.limits)
     except Diverged as problem:
         if problem.verdict != "non_finite":
             raise
         # Not before running averages are back at what they were: what the step did to them is an effect and no cause.
-        raise first_non_finite(step + 1, metrics, model, batch, real, moves, state.history) from None
+        raise first_non_finite(step + 1, metrics, model, batch, real, moves, state.history, fabric) from None
 
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -118,16 +122,17 @@ def _gradients(
 ) -> tuple[Loss, dict[str, Tensor]]:
     """Leave the gradient of the objective in the parameters; with SAM, that at the worst point near them.
 
-    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, and `in_parts` of each.
+    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, which is that of all ranks'
+    mean, and `in_parts` of each part, which are this rank's own.
     """
-    config, settings = trainer.config, trainer.config.optimizer
+    config, settings, fabric = trainer.config, trainer.config.optimizer, trainer.fabric
     statistics = config.network.statistics
     merged = trainer.execution.merged and real is not None and not in_parts
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def evaluate() -> Loss:
         optimizer.zero_grad()
-        with trainer.execution.autocast(trainer.fabric.device):
+        with trainer.execution.autocast(fabric.device):
             return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics, merged=merged)
 
     train_mode(model, frozen_norms=statistics == "frozen" and config.weights.generative)
@@ -138,12 +143,14 @@ def _gradients(
         norms, scale = _backward_in_parts(loss, parameters, trainer)
     else:
         loss.total.backward()  # type: ignore[no-untyped-call]
+    average_gradients(parameters, moving_statistics(model), fabric)
     if settings.sam_rho > 0:
         # The second pass looks at weights that are not kept, so the running averages must not see it.
         with running_statistics_held(model), ascended(parameters, settings.sam_rho, adaptive=settings.sam_adaptive):
             parts = evaluate().parts
             total = sum(part if name == "class" else scale * part for name, part in parts.items())
             total.backward()  # type: ignore[union-attr]
+        average_gradients(parameters, (), fabric)
     moved = [p for p in parameters if p.grad is not None]
     norms["grad_norm"] = nn.utils.clip_grad_norm_(moved, settings.clip_norm or math.inf)
     return loss, norms
@@ -170,7 +177,8 @@ def _backward_in_parts(
     balance = trainer.config.optimizer.balance
     if not balance:
         return norms, 1.0
-    scale = (balance * norms["grad_class"] / norm.clamp(min=1e-12)).clamp(max=1.0)
+    norm_of_class, norm = averaged(torch.stack([norms["grad_class"], norm]), trainer.fabric)  # one scale for all ranks
+    scale = (balance * norm_of_class / norm.clamp(min=1e-12)).clamp(max=1.0)
     for p, c, g in zip(parameters, of_class, generative, strict=True):
         if p.grad is not None:
             p.grad = c + scale * g

@@ -1,6 +1,7 @@
 """What to do when a step was not healthy: roll back, discard poisoned chains, reseed, treat, go on; or give up loudly.
 
-No random state and no clock take part, so the same run has the same recoveries. Snapshots in memory never reach back
+No random state and no clock take part, so the same run has the same recoveries; on several ranks all of them make the
+same choice, each for its own chains. Snapshots in memory never reach back
 behind the last checkpoint on disk, and older states are read from disk: a resumed run has exactly the choice that the
 run had which was never stopped.
 """
@@ -23,6 +24,7 @@ from jemstone.networks.modes import in_mode, running_statistics_held, statistics
 from jemstone.rng import generator, seeded
 from jemstone.sampling import ReplayBuffer
 from jemstone.training.checkpoint import Checkpoint
+from jemstone.training.ranks import average_metrics, gather, of_rank
 from jemstone.training.setup import Trainer
 from jemstone.training.state import TrainState
 from jemstone.training.treatment import Treatment
@@ -97,9 +99,10 @@ class Recovery:
             "probation": state.treatment.probation,
         }
         if state.buffer is not None and self.trainer.initial is not None:
-            rng = generator(self.trainer.recipe.seed, "recovery", state.position, device=state.buffer.x.device)
+            fabric, device = self.trainer.fabric, state.buffer.x.device
+            rng = generator(self.trainer.recipe.seed, "recovery", state.position, *of_rank(fabric), device=device)
             poisoned = poisoned_chains(state.model, state.buffer, self._reference())
-            details["poisoned_chains"] = int(poisoned.sum())
+            details["poisoned_chains"] = sum(gather(int(poisoned.sum()), fabric))
             fresh = torch.rand(len(state.buffer), generator=rng, device=poisoned.device) < remedy.refresh
             state.buffer.restart(poisoned | fresh, self.trainer.initial, rng)
         return Recovered(state.step, details)
@@ -138,6 +141,7 @@ class Recovery:
         dropout = seeded(*where, device=self.trainer.fabric.device)
         with in_mode(state.model, training=True), running_statistics_held(state.model), dropout, torch.no_grad():
             loss = float(cross_entropy(state.model(to_box(few.inputs)), few.labels))
+        loss = average_metrics({"loss": loss}, self.trainer.fabric)["loss"]  # all ranks go back to the same state
         return loss if math.isfinite(loss) else math.inf
 
     def _reference(self) -> Tensor:

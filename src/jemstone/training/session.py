@@ -1,10 +1,12 @@
-"""One training run from start to finish, or from its last checkpoint on: the loop joined to its run directory."""
+"""One training run from start to finish, or from its last checkpoint on: the loop joined to its run directory.
+
+On several ranks each has a session; they hold the same state but for their chains, and rank 0 alone writes.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,18 +21,20 @@ from jemstone.errors import CheckpointError, Diverged
 from jemstone.execution import Execution
 from jemstone.runs import Run, require_free
 from jemstone.sampling import Initial, Sampler
-from jemstone.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint, step_of
-from jemstone.training.choose import choose_execution
+from jemstone.training.checkpoint import Checkpoint, list_checkpoints, step_of
+from jemstone.training.choose import agreed_execution
 from jemstone.training.config import TrainConfig
 from jemstone.training.diagnostics import Metrics
-from jemstone.training.environment import facts, warn_of_other_threads
+from jemstone.training.durable import restore_newest, save_state, share_of, stored
+from jemstone.training.environment import facts, ranks_of, warn_of_changes
 from jemstone.training.guard import check_evaluation
-from jemstone.training.initial_file import load_initial, save_initial
+from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
 from jemstone.training.locate import require_finite
 from jemstone.training.loop import train_step
+from jemstone.training.ranks import from_first, replicate, require_same
 from jemstone.training.recovery import REFERENCE, Recovery
-from jemstone.training.setup import Trainer, make_buffer, make_fabric
+from jemstone.training.setup import Trainer, join_ranks, make_buffer
 from jemstone.training.state import TrainState
 from jemstone.training.validation import validate
 
@@ -42,6 +46,7 @@ class Session:
         config: every setting.
         data: the data set, whose `train` split is trained on and whose `validation` split is watched.
         run: the run directory, or None for a run that leaves nothing on disk.
+        resumed: whether it goes on with a run that was there.
         state: all that moves.
     """
 
@@ -53,6 +58,7 @@ class Session:
         self.state = state
         self.trainer = trainer
         self.run = run
+        self.resumed = False
         self.recovery = Recovery(trainer, self._older)
         self._saved: list[Checkpoint] = []  # in the place of files, where there is no run directory
 
@@ -73,7 +79,7 @@ class Session:
         """
         if run is not None:
             require_free(run)  # before anything takes time
-        fabric = make_fabric(config)
+        fabric = join_ranks(config)
         if data is None:
             data = load_data(config)
             config = config.with_values(data={"source": absolute_source(config.data.source)})
@@ -82,16 +88,19 @@ class Session:
             config = config.with_values(data={"source": CUSTOM})
         if network is not None:
             config = config.with_values(network={"name": CUSTOM})
+        if fabric.world_size > 1:
+            require_same((config.to_dict(), data.digest()), "settings and data", fabric)
         model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
-        total = config.total_steps(len(labelled(data.train)))
-        execution, reason = choose_execution(model, config, data.input_shape, total)
+        total = config.total_steps(len(labelled(data.train)), fabric.world_size)
+        execution, reason = agreed_execution(model, config, data.input_shape, total, fabric)
         trainer = Trainer.create(data, config, fabric, execution=execution)
         state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
-            directory = Run.create(run, {**facts(config, data, fabric), "execution": asdict(execution)})
-            directory.event("started", 0, execution=str(execution), reason=reason)
+            info = {**facts(config, data, fabric), "execution": asdict(execution)}
+            directory = from_first(lambda: Run.create(run, info), fabric)
         session = cls(config, data, state, trainer, directory)
+        session._event("started", 0, execution=str(execution), reason=reason)
         session._save()
         return session
 
@@ -99,8 +108,9 @@ class Session:
     def resume(cls, run: str | Path, data: Dataset | None = None, network: nn.Module | None = None) -> Session:
         """The run in directory `run`, as of its last checkpoint.
 
-        On the CPU, with the same number of threads and the same versions, what follows is bitwise what would have
-        followed; with another number of threads there is a warning, and sums may round differently.
+        On the CPU, with the same number of threads, of ranks and the same versions, what follows is bitwise what would
+        have followed; with another number of threads there is a warning, and sums may round differently. With another
+        number of ranks there is a warning too: the chains are shared out anew, and each step sees another batch.
         """
         directory = Run(run)
         if "imported" in directory.info:
@@ -111,18 +121,20 @@ class Session:
             )
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
-        fabric = make_fabric(config)
+        fabric = join_ranks(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
         initial = load_initial(directory, config, data.box, fabric.device)
         execution = Execution(**directory.info.get("execution", {}))
-        trainer = Trainer.create(data, config, fabric, initial, execution)
+        trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory))
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)
-        _restore_newest(state, directory)
-        directory.rewind(state.step, len(state.treatment.failures))
-        warn_of_other_threads(directory)
-        directory.event("resumed", state.step)
+        restore_newest(directory, state, trainer)
+        if fabric.is_global_zero:
+            directory.rewind(state.step, len(state.treatment.failures))
+            warn_of_changes(directory, fabric.world_size)
         session = cls(config, data, state, trainer, directory)
+        session._event("resumed", state.step)
+        session.resumed = True
         session.recovery.begin_from(state)
         return session
 
@@ -190,7 +202,7 @@ class Session:
             rung, remedy = self.state.treatment.rung, self.state.treatment.remedy
             self._event("eased", step, rung=rung, remedy=remedy.in_words())
         logged = step % config.log_every == 0 or step == self.total_steps or "validation_nll" in metrics
-        if self.run is not None and logged:
+        if self.run is not None and self._leads and logged:
             self.run.log(metrics)
         if self._saves:
             self._save()
@@ -202,7 +214,7 @@ class Session:
         except Diverged as final:
             self._event("diverged", self.state.step, **final.details())
             raise
-        if self.run is not None:
+        if self.run is not None and self._leads:
             # Newest first, and rows last: killed in between, the rows that are left reach as far as the checkpoints.
             for path in reversed(list_checkpoints(self.run.path / "checkpoints")):
                 if step_of(path) > recovered.step:
@@ -210,6 +222,11 @@ class Session:
             self.run.rewind(recovered.step, len(self.state.treatment.failures) - 1)
         self._event("recovered", recovered.step, **recovered.details)
         self._save(prune=False)
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this is the one rank that writes."""
+        return bool(self.trainer.fabric.is_global_zero)
 
     @property
     def _saves(self) -> bool:
@@ -220,11 +237,15 @@ class Session:
         return self.config.validate_every > 0 and len(self.data.validation) > 0
 
     def _note_finish(self) -> None:
-        if self.run is not None and all(row["event"] != "finished" for row in self.run.rows("events.jsonl")):
+        if (
+            self.run is not None
+            and self._leads
+            and all(row["event"] != "finished" for row in self.run.rows("events.jsonl"))
+        ):
             self._event("finished", self.state.step)
 
     def _event(self, event: str, step: int, **details: Any) -> None:
-        if self.run is not None:
+        if self.run is not None and self._leads:
             self.run.event(event, step, **details)
 
     def _save(self, *, prune: bool = True) -> None:
@@ -240,9 +261,7 @@ class Session:
             before = [saved for saved in self._saved if saved.step < self.state.step]
             self._saved = [*before, *self.recovery.snapshots][-(keep or 0) :]
             return
-        save_initial(self.run, self.trainer.initial)
-        folder = self.run.path / "checkpoints"
-        save_checkpoint(folder, self.state.checkpoint(), keep=keep)
+        save_state(self.run, self.state, self.trainer, keep)
 
     def _older(self) -> Iterator[Checkpoint]:
         """The states before the last one saved, newest first."""
@@ -250,34 +269,16 @@ class Session:
         if self.run is None:
             yield from (saved for saved in reversed(self._saved) if saved.step < newest)
             return
-        for path in reversed(list_checkpoints(self.run.path / "checkpoints")):
-            if step_of(path) < newest:
-                try:
-                    yield load_checkpoint(path)
-                except CheckpointError as error:
-                    self._event("damaged", self.state.step, checkpoint=path.name, error=str(error))
+        for path, found in stored(self.run, self.trainer.fabric, newest):
+            if isinstance(found, CheckpointError):
+                self._event("damaged", self.state.step, checkpoint=path.name, error=str(found))
+            else:
+                yield share_of(found, self.state, self.trainer)
 
 
 def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
     config, fabric, initial = trainer.config, trainer.fabric, trainer.initial
+    replicate(model.to(fabric.device), fabric)
     buffer = None if initial is None else make_buffer(initial, config, num_classes, fabric)
     trainer.execution.arrange(model)
     return TrainState.create(model, config, buffer, fabric.device)
-
-
-def _restore_newest(state: TrainState, run: Run) -> None:
-    """Restore the newest checkpoint that is whole, saying so where it is not the newest; without any, do nothing."""
-    damaged: list[str] = []
-    for path in reversed(list_checkpoints(run.path / "checkpoints")):
-        try:
-            checkpoint = load_checkpoint(path)
-        except CheckpointError as error:
-            damaged.append(str(error))
-            continue
-        state.restore(checkpoint)
-        for problem in damaged:
-            warnings.warn(f"{problem} Going on from {path.name}, the one before.", stacklevel=3)
-            run.event("damaged", checkpoint.step, error=problem)
-        return
-    if damaged:
-        raise CheckpointError(damaged[0])

@@ -65,7 +65,7 @@ class ChainConfig:
         clamp: keep chains inside the box of the data; vectors have none.
         start: `uniform` noise, class-conditional `gaussian` estimated from the training split, or `data`.
         restart_rate: probability that a chain drawn from the buffer starts anew.
-        buffer_size: number of persistent chains.
+        buffer_size: number of persistent chains, of all ranks together.
         mode: the network's mode while chains run. In `train`, as in JEM++, BatchNorm uses the statistics of the
             chains' own batch; its running averages are moved by data alone.
     """

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 
 from jemstone.data import Dataset, Stream, labelled, to_box
@@ -31,6 +32,7 @@ from jemstone.sampling import (
 from jemstone.sampling.kernels import Box
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
 from jemstone.training.muon import Muon, hidden_weights
+from jemstone.training.ranks import launch, local_rank, world_size
 from jemstone.training.treatment import Remedy, settings_at
 
 
@@ -53,13 +55,30 @@ class Streams(NamedTuple):
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """The device of a run. One process; several ranks are refused rather than run wrongly."""
-    processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    if processes > 1:
-        raise ConfigError(f"Started as {processes} processes; training runs in one. Start it without torchrun or srun.")
+    """The device of this process by itself; of several that torchrun started, each has its own."""
+    _require_device(config)
+    devices = [local_rank()] if config.device != "cpu" and torch.cuda.is_available() else 1
+    # Left to find out, Fabric would take a SLURM allocation for a job of several processes.
+    return Fabric(accelerator=config.device, devices=devices, plugins=[LightningEnvironment()])
+
+
+def join_ranks(config: TrainConfig) -> Fabric:
+    """The device of a run, and its place among the ranks where torchrun started several."""
+    _require_device(config)
+    if world_size() > 1:
+        return launch(config.device)
+    processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ and processes > 1:
+        raise ConfigError(
+            f"Started as {processes} processes, and not by torchrun, so that each would train a run of its own. Start "
+            "them with torchrun, as docs/scaling.md shows; in SLURM, one torchrun on each node."
+        )
+    return make_fabric(config)
+
+
+def _require_device(config: TrainConfig) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda' and no CUDA device is available. Use --device auto or --device cpu.")
-    return Fabric(accelerator=config.device, devices=1)
 
 
 def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> Initial:
@@ -74,14 +93,22 @@ def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> In
 
 
 def make_buffer(initial: Initial, config: TrainConfig, num_classes: int, fabric: Fabric) -> ReplayBuffer:
-    """The persistent chains before the first step."""
+    """The persistent chains before the first step: this rank's share of them."""
+    share = -(-config.chains.buffer_size // fabric.world_size)
     rng = generator(config.seed, "buffer", fabric.global_rank, device=fabric.device)
-    buffer = ReplayBuffer.create(config.chains.buffer_size, initial, num_classes, rng, device=fabric.device)
+    buffer = ReplayBuffer.create(share, initial, num_classes, rng, device=fabric.device)
+    ranks = fabric.world_size
+    if len(buffer) < config.real_batch_size:
+        raise ConfigError(
+            f"A buffer of {config.chains.buffer_size} chains gives each of {ranks} ranks {len(buffer)}, and each draws "
+            f"real_batch_size = {config.real_batch_size} different ones at every step. Set chains.buffer_size to at "
+            f"least {config.real_batch_size * ranks}."
+        )
     if config.weights.conditional > 0 and len(buffer) // num_classes < config.real_batch_size:
         raise ConfigError(
             f"weights.conditional draws chains by class, up to real_batch_size = {config.real_batch_size} of one, and "
             f"a buffer of {len(buffer)} holds {len(buffer) // num_classes} of each of {num_classes} classes. Set "
-            f"chains.buffer_size to at least {config.real_batch_size * num_classes}."
+            f"chains.buffer_size to at least {config.real_batch_size * num_classes * ranks}."
         )
     return buffer
 
@@ -144,7 +171,8 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 class Trainer:
     """What a step needs besides the state: all of it is derived from the configuration and the data.
 
-    `recipe` is the configuration of the run; `config` and `sampler` are as the step at hand sees them (`at`).
+    `recipe` is the configuration of the run; `config` and `sampler` are as the step at hand sees them (`at`). The run
+    was started on `ranks` ranks, which its number of steps follows from.
     """
 
     recipe: TrainConfig
@@ -155,6 +183,7 @@ class Trainer:
     fabric: Fabric
     box: Box | None
     execution: Execution
+    ranks: int
 
     @classmethod
     def create(
@@ -164,13 +193,17 @@ class Trainer:
         fabric: Fabric,
         initial: Initial | None = None,
         execution: Execution = PLAIN,
+        ranks: int | None = None,
     ) -> Trainer:
-        """The trainer of `config` on `data`; `initial` spares estimating where chains start a second time."""
+        """The trainer of `config` on `data`; `initial` spares estimating where chains start a second time.
+
+        `ranks` defaults to those of `fabric`.
+        """
         if config.weights.generative:
             initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
         streams = Streams.create(data, config, fabric)
-        return cls(config, config, streams, sampler, initial, fabric, data.box, execution)
+        return cls(config, config, streams, sampler, initial, fabric, data.box, execution, ranks or fabric.world_size)
 
     def at(self, step: int, remedy: Remedy, chain_steps: int) -> Trainer:
         """This trainer as `step` sees it: in its phase, under `remedy`, with K = `chain_steps` before that."""
@@ -180,5 +213,5 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.total_steps(len(self.streams.labelled.split))
+        """Steps of the whole run: of all ranks together, each of which takes part in every one."""
+        return self.config.total_steps(len(self.streams.labelled.split), self.ranks)

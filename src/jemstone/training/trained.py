@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from jemstone.data import Dataset, to_box
@@ -26,6 +27,7 @@ from jemstone.training.choose import Choice, choose_execution
 from jemstone.training.config import TrainConfig
 from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import data_of_run, make_model, read_config
+from jemstone.training.ranks import gather, of_rank
 from jemstone.training.setup import make_fabric, make_initial, make_sampler
 
 SCORED, SAMPLED = 512, 256
@@ -119,12 +121,19 @@ class Trained:
         return chains[torch.randperm(len(chains), generator=generator(seed, "buffer chains"))[:count]]
 
     def sample(
-        self, labels: Int[Tensor, " n"], *, by_class: bool = False, steps: int | None = None, seed: int = 0
+        self,
+        labels: Int[Tensor, " n"],
+        *,
+        by_class: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        fabric: Fabric | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Fresh chains, one per label, run for `steps` (default `chain_life`) from the run's own start; on the CPU.
 
         They descend E(x), the label only choosing a class-conditional start, or with `by_class` E(x, y). Beyond the
-        samples, memory is that of 64 chains on a CPU, of 256 on a GPU.
+        samples, memory is that of 64 chains on a CPU, of 256 on a GPU. With the
+        `fabric` of several ranks, each runs its share of the chains, from a random stream of its own.
         """
         if not self.config.weights.generative:
             raise ConfigError(
@@ -133,24 +142,31 @@ class Trained:
             )
         if self.config.chains.kernel == "mala" and self.execution.precision == "bf16-mixed":
             raise ConfigError("The acceptance test of kernel mala needs exact energies: load the run in 32-true.")
-        rng = generator(seed, "sample", device=self.device)
+        rng = generator(seed, "sample", *(of_rank(fabric) if fabric else ()), device=self.device)
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.class_names)):
             raise ConfigError(f"Labels to sample must lie in [0, {len(self.class_names)}).")
-        labels = labels.to(self.device)
+        mine = labels if fabric is None else labels[fabric.global_rank :: fabric.world_size]
+        mine = mine.to(self.device)
         steps = self.chain_life if steps is None else steps
         batch_size = SAMPLED_ON_CPU if self.device.type == "cpu" else SAMPLED
         with statistics_of_negatives(self.model):
-            return generate(
+            x = generate(
                 self.model,
                 self.initial(),
                 self.sampler,
-                labels,
+                mine,
                 steps,
                 rng,
                 by_class=by_class,
                 batch_size=batch_size,
                 execution=self.execution,
             ).cpu()
+        if fabric is None:
+            return x
+        samples = x.new_empty(len(labels), *x.shape[1:])
+        for rank, part in enumerate(gather(x, fabric)):
+            samples[rank :: fabric.world_size] = part
+        return samples
 
 
 def load_trained(
