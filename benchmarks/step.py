@@ -4,8 +4,8 @@
 
 Both take the same batches of random images. Ours is the whole product: diagnostics, guard, snapshots for recovery.
 FLOPs are counted: 2 forward passes' worth for a chain step, 3 for each image of the three batches; `share_of_peak` is
-against the fastest convolution that this machine could be brought to, in the precision used. `--memory` measures the peak
-resident memory of both in processes of their own, `--sweep` how the cost grows with K, batch and width.
+against the fastest convolution that this machine could be brought to, in the precision used. `--memory` measures the
+peak resident memory of both in processes of their own, `--sweep` how the cost grows with K, batch and width.
 """
 
 from __future__ import annotations

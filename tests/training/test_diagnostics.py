@@ -22,6 +22,7 @@ from jemstone.training.setup import Trainer, make_buffer, make_fabric
 from jemstone.training.state import TrainState
 
 CONFIG = TrainConfig(
+    log_every=1,
     steps=20,
     batch_size=8,
     real_batch_size=6,
@@ -205,9 +206,9 @@ def test_measuring_waits_for_the_device_once(monkeypatch):
 
 
 def noting(function, waits, found):
-    def wrapped(*arguments):
+    def wrapped(*arguments, **options):
         before = len(waits)
-        result = function(*arguments)
+        result = function(*arguments, **options)
         found.append(len(waits) - before)
         return result
 

@@ -69,12 +69,12 @@ def choose_execution(
         chosen, reason = _fastest(_Probe(model, config, input_shape, device), config, input_shape, device)
     if ((small and len(input_shape) != 3) or device.type == "cuda") and _mergeable(model, config, input_shape):
         chosen = replace(chosen, merged=True)
-    if config.compile == "off" or not config.weights.generative:
+    if config.compile == "off" or not config.weights.generative or (small and config.compile == "auto"):
         return Choice(chosen, reason)
     probe = _Probe(model, config, input_shape, device)
     if config.compile == "auto":
         ahead = probe.seconds(chosen) * config.chains.steps * total_steps
-        if small or ahead < WORTH_COMPILING:
+        if ahead < WORTH_COMPILING:
             return Choice(chosen, reason)
     return _with_compilation(probe, config, chosen, reason)
 

@@ -122,8 +122,8 @@ def _gradients(
 ) -> tuple[Loss, dict[str, Tensor]]:
     """Leave the gradient of the objective in the parameters; with SAM, that at the worst point near them.
 
-    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, which is that of all ranks'
-    mean, and `in_parts` of each part, which are this rank's own.
+    Returns the loss and the norms of the gradient: as the optimiser gets it before clipping, that is the mean of all
+    ranks, and `in_parts` of each part, on this rank alone.
     """
     config, settings, fabric = trainer.config, trainer.config.optimizer, trainer.fabric
     statistics = config.network.statistics
