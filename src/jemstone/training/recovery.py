@@ -129,8 +129,8 @@ class Recovery:
             best, loss = snapshot, older_loss
         return best
 
-    def _class_nll(self, state: TrainState, factor: int) -> float:
-        """Cross-entropy on a few labelled training examples, in train mode; infinite where it is not a number.
+    def _class_nll(self, state: TrainState, factor: int = 1) -> float:
+        """Cross-entropy on a few labelled training examples, `pooled`, in train mode; infinite where it is no number.
 
         Without a class term there is nothing to compare, and the answer is always the same.
         """

@@ -31,7 +31,7 @@ def reduced_shape(input_shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
 def enlarged(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
     """Images in full resolution: bilinear between the centres of the pixels, so no value leaves the range it was in.
 
-    Bilinear, since the blocks that repeated pixels leave are in no image of the data.
+    Nearer to the image before averaging than repeated pixels are, which also leave blocks that no image has.
     """
     return interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 

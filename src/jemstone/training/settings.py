@@ -219,7 +219,7 @@ class RecoveryConfig:
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
-    """Progressive resolution: the beginning of a run trains on smaller images, which costs `factor`^2 times less.
+    """Progressive resolution: the beginning of a run trains on images of `factor`^2 times fewer pixels.
 
     Attributes:
         share: of the run's steps, at the beginning, that train on averaged-down images; 0 is off.

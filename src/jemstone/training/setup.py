@@ -184,7 +184,7 @@ class Trainer:
             self,
             streams=Streams(*(stream.reduced(factor) for stream in self.streams)),
             initial=self.initial and make_initial(data, self.recipe, self.fabric.device, factor),
-            # A compiled gradient is made, and known to be right, for images of one size, and the most steps are full.
+            # A compiled gradient is made, and known to be right, for images of full size only.
             execution=replace(self.execution, compiled=False),
             low_steps=steps,
             factor=factor,
