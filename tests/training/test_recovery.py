@@ -445,7 +445,7 @@ def target_among(losses, digits, monkeypatch, onset, treatment):
 
     monkeypatch.setattr(TrainState, "restore", lambda state, checkpoint: restored.append(checkpoint.step))
     recovery = Recovery(session.trainer, older)
-    monkeypatch.setattr(recovery, "_class_nll", lambda state: losses[restored[-1]])
+    monkeypatch.setattr(recovery, "_class_nll", lambda state, factor: losses[restored[-1]])
     recovery.snapshots = [Checkpoint({}, {"step": step}) for step in (20, 25, 30)]
     problem = Diverged(32, "", {}, onset=onset)
     return recovery._target(session.state, problem, treatment).step, read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,9 +48,18 @@ def labelled(split: Split) -> Split:
     return split if bool(keep.all()) else Split(split.inputs[keep], split.labels[keep])
 
 
-def augment(x: Float[Tensor, "b ..."], settings: Augment, rng: torch.Generator) -> Float[Tensor, "b ..."]:
+def pooled(x: Float[Tensor, "b ..."], factor: int) -> Float[Tensor, "b ..."]:
+    """Images (b, c, h, w) averaged over squares of `factor` x `factor` pixels; at factor 1 `x` itself, of any shape."""
+    return x if factor == 1 else torch.nn.functional.avg_pool2d(x, factor)
+
+
+def augment(
+    x: Float[Tensor, "b ..."], settings: Augment, rng: torch.Generator, factor: int = 1
+) -> Float[Tensor, "b ..."]:
     """Images (b, c, h, w), or vectors (b, d), changed as `settings` says; `x` itself stays as it is.
 
+    Images are `pooled` by `factor` after crop and flip and before noise: noise has its full standard deviation in every
+    pixel at any resolution, where averaging would leave 1 / `factor` of it.
     All draws are made on the device of `rng` and then moved to that of `x`, so a CPU generator gives the same crops,
     flips and noise for a batch on any device. Raises ConfigError where `settings` do not fit the shape.
     """
@@ -68,6 +78,7 @@ def augment(x: Float[Tensor, "b ..."], settings: Augment, rng: torch.Generator) 
             columns = torch.where(mirrored, columns.flip(1), columns)
         place = (rows[:, :, None] * w + columns[:, None, :]).reshape(b, 1, h * w).expand(b, x.shape[1], h * w)
         x = x.flatten(2).gather(2, place).reshape(x.shape)
+    x = pooled(x, factor)
     if settings.noise:
         x = x + settings.noise * torch.randn(x.shape, generator=rng, device=rng.device).to(x.device)
     return x
@@ -131,7 +142,14 @@ class Stream:
         self.name = name
         self.rank = rank
         self.world_size = world_size
+        self.factor = 1
         self._orders: dict[int, Int[Tensor, " n"]] = {}
+
+    def reduced(self, factor: int) -> Stream:
+        """This stream, over the same examples in memory, with images `pooled` by `factor`."""
+        stream = copy.copy(self)
+        stream.factor = factor
+        return stream
 
     @property
     def steps_per_epoch(self) -> float:
@@ -145,7 +163,7 @@ class Stream:
         index = self._indices(step).to(self.split.labels.device)
         x = to_box(self.split.inputs.index_select(0, index))
         rng = generator(self.seed, self.name, "augment", step, self.rank)
-        return Batch(augment(x, self.augment, rng), self.split.labels[index])
+        return Batch(augment(x, self.augment, rng, self.factor), self.split.labels[index])
 
     def _indices(self, step: int) -> Int[Tensor, " b"]:
         n = len(self.split)

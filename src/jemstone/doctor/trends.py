@@ -104,12 +104,17 @@ def window_rows(rows: Sequence[Mapping[str, float]], window: int) -> int:
 
 
 def _slide(rows: Sequence[Mapping[str, float]], limits: Limits, note: _Note) -> None:
-    """The guard's judgement at every row, with the best accuracy so far carried along as the guard carries it."""
+    """The guard's judgement at every row, with the best accuracy so far carried along as the guard carries it.
+
+    Where the resolution changes (`progressive`), both begin anew, as the guard's memory does.
+    """
     limits = replace(limits, window=window_rows(rows, limits.window))
-    half, best = limits.window // 2, 0.0
+    half, best, first = limits.window // 2, 0.0, 0
     watched = [{"step": row["step"], **{name: row[name] for name in WATCHED if name in row}} for row in rows]
     for end in range(half, len(watched) + 1):
-        window = watched[max(0, end - 2 * limits.window) : end]
+        if rows[end - 1].get("resolution") != rows[first].get("resolution"):
+            first, best = end - 1, 0.0
+        window = watched[max(first, end - 2 * limits.window) : end]
         accuracies = [row["train_accuracy"] for row in window[-half:] if "train_accuracy" in row]
         best = max(best, statistics.fmean(accuracies) if len(accuracies) >= half else 0.0)
         window = [*window[:-1], {**window[-1], "best_accuracy": best}]

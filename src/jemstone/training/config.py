@@ -17,6 +17,7 @@ from jemstone.training.settings import (
     Limits,
     NetworkConfig,
     OptimizerConfig,
+    ProgressiveConfig,
     RecoveryConfig,
     above,
     at_least,
@@ -31,6 +32,7 @@ __all__ = [
     "Limits",
     "NetworkConfig",
     "OptimizerConfig",
+    "ProgressiveConfig",
     "RecoveryConfig",
     "TrainConfig",
 ]
@@ -73,6 +75,7 @@ class TrainConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     limits: Limits = field(default_factory=Limits)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     classifier_steps: int = 0
     epochs: float = 100.0
     steps: int | None = None

@@ -16,6 +16,7 @@ from jemstone.networks.modes import in_mode
 from jemstone.rng import seeded
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
+from jemstone.training.resolution import check_progressive
 
 CUSTOM = "custom"
 """What a configuration calls a network or a data set that was given as an object."""
@@ -116,4 +117,5 @@ def make_model(
         ) from error
     if classes != num_classes:
         raise ConfigError(f"The network returns {classes} logits and the data has {num_classes} classes.")
+    check_progressive(model, config.progressive, input_shape)
     return model

@@ -31,6 +31,7 @@ from jemstone.training.diagnostics import Metrics, measure
 from jemstone.training.guard import check
 from jemstone.training.locate import first_non_finite
 from jemstone.training.ranks import average_gradients, average_metrics, averaged, of_rank
+from jemstone.training.resolution import enlarged
 from jemstone.training.setup import Trainer, learning_rate
 from jemstone.training.sharpness import ascended
 from jemstone.training.state import TrainState
@@ -91,8 +92,22 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
         state.chain_steps = _adapted(state.chain_steps, metrics["energy_auc"], trainer)
     state.history = history
     state.step += 1
+    if trainer.low_steps:
+        metrics["resolution"] = next(seen.x.shape[-1] for seen in (batch, real) if seen is not None)
+    if state.step == trainer.low_steps:
+        _enlarge(state, trainer.factor)
     epoch = state.step / trainer.streams.labelled.steps_per_epoch
     return {"step": state.step, "epoch": round(epoch, 4), "learning_rate": rate, **metrics}
+
+
+def _enlarge(state: TrainState, factor: int) -> None:
+    """Go over to full resolution: chains go on from where they were, and trends are judged anew.
+
+    What the guard remembers was measured on small images, of which a network is soon more certain than of large ones.
+    """
+    if state.buffer is not None:
+        state.buffer.x = enlarged(state.buffer.x, factor)
+    state.history = ()
 
 
 def _placed(batch: Batch, trainer: Trainer) -> Batch:
@@ -100,12 +115,21 @@ def _placed(batch: Batch, trainer: Trainer) -> Batch:
 
 
 def _attacked(state: TrainState, trainer: Trainer, batch: Batch) -> Batch:
-    """The labelled batch as adversarial examples of itself, found in evaluation mode."""
+    """The labelled batch as adversarial examples of itself, found in evaluation mode.
+
+    Averaging over squares of `factor`^2 pixels maps an L2 ball of radius r onto one of radius r / factor.
+    """
     attack, fabric = trainer.config.attack, trainer.fabric
     rng = generator(trainer.config.seed, "attack", state.position, fabric.global_rank, device=fabric.device)
     with in_mode(state.model, training=False), trainer.execution.autocast(fabric.device):
         x = adversarial_examples(
-            state.model, batch.x, batch.y, radius=attack.radius, steps=attack.steps, rng=rng, box=trainer.box
+            state.model,
+            batch.x,
+            batch.y,
+            radius=attack.radius / trainer.factor,
+            steps=attack.steps,
+            rng=rng,
+            box=trainer.box,
         )
     return Batch(x, batch.y)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jemstone.data import to_box
+from jemstone.data.batches import pooled
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import Diverged
 from jemstone.networks.modes import in_mode, running_statistics_held, statistics_of_negatives
@@ -98,13 +99,14 @@ class Recovery:
             "remedy": remedy.in_words(),
             "probation": state.treatment.probation,
         }
-        if state.buffer is not None and self.trainer.initial is not None:
+        trainer = self.trainer.resolved(state.step)
+        if state.buffer is not None and trainer.initial is not None:
             fabric, device = self.trainer.fabric, state.buffer.x.device
             rng = generator(self.trainer.recipe.seed, "recovery", state.position, *of_rank(fabric), device=device)
-            poisoned = poisoned_chains(state.model, state.buffer, self._reference())
+            poisoned = poisoned_chains(state.model, state.buffer, self._reference(trainer.factor))
             details["poisoned_chains"] = sum(gather(int(poisoned.sum()), fabric))
             fresh = torch.rand(len(state.buffer), generator=rng, device=poisoned.device) < remedy.refresh
-            state.buffer.restart(poisoned | fresh, self.trainer.initial, rng)
+            state.buffer.restart(poisoned | fresh, trainer.initial, rng)
         return Recovered(state.step, details)
 
     def _target(self, state: TrainState, problem: Diverged, treatment: Treatment) -> Checkpoint:
@@ -118,19 +120,20 @@ class Recovery:
         if treatment.rung and treatment.since == treatment.restored and soon:
             before = min(before, treatment.restored)
         best, loss = self.snapshots[0], math.inf
+        factor = self.trainer.resolved(problem.step - 1).factor  # all are judged at the one that failed
         for snapshot in chain(reversed(self.snapshots), self.older()):  # files last, and only if asked for
             if snapshot.step >= before:
                 best = snapshot  # should there be none before
                 continue
             state.restore(snapshot)
-            older_loss = self._class_nll(state)
+            older_loss = self._class_nll(state, factor)
             if math.isfinite(loss) and not older_loss < TOLERANCE * loss:
                 break
             best, loss = snapshot, older_loss
         return best
 
-    def _class_nll(self, state: TrainState) -> float:
-        """Cross-entropy on a few labelled training examples, in train mode; infinite where it is not a number.
+    def _class_nll(self, state: TrainState, factor: int = 1) -> float:
+        """Cross-entropy on a few labelled training examples, `pooled`, in train mode; infinite where it is no number.
 
         Without a class term there is nothing to compare, and the answer is always the same.
         """
@@ -140,12 +143,12 @@ class Recovery:
         where = (self.trainer.recipe.seed, "recovery", state.step)
         dropout = seeded(*where, device=self.trainer.fabric.device)
         with in_mode(state.model, training=True), running_statistics_held(state.model), dropout, torch.no_grad():
-            loss = float(cross_entropy(state.model(to_box(few.inputs)), few.labels))
+            loss = float(cross_entropy(state.model(pooled(to_box(few.inputs), factor)), few.labels))
         loss = average_metrics({"loss": loss}, self.trainer.fabric)["loss"]  # all ranks go back to the same state
         return loss if math.isfinite(loss) else math.inf
 
-    def _reference(self) -> Tensor:
-        return to_box(self.trainer.streams.real.split.spread(REFERENCE).inputs)
+    def _reference(self, factor: int) -> Tensor:
+        return pooled(to_box(self.trainer.streams.real.split.spread(REFERENCE).inputs), factor)
 
 
 @torch.no_grad()

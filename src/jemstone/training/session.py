@@ -181,13 +181,14 @@ class Session:
 
     def _step(self) -> Metrics:
         """One step; at the steps that the configuration names, its effect on the validation split is judged too."""
+        factor = self.trainer.resolved(self.state.step).factor
         metrics = train_step(self.state, self.trainer)
         step, every = self.state.step, self.config.validate_every
         if self._validates and (step % every == 0 or step == self.total_steps):
-            scores = validate(self.model, self.data.validation, self.trainer.fabric)
+            scores = validate(self.model, self.data.validation, self.trainer.fabric, factor=factor)
             metrics |= {f"validation_{name}": value for name, value in scores.items()}
             few = self.trainer.streams.labelled.split.spread(REFERENCE)
-            metrics["evaluation_accuracy"] = validate(self.model, few, self.trainer.fabric)["accuracy"]
+            metrics["evaluation_accuracy"] = validate(self.model, few, self.trainer.fabric, factor=factor)["accuracy"]
             self.state.history = check_evaluation(step, metrics, self.state.history, self.config.limits)
         if self._saves or self.recovery.keeps(step):
             require_finite(step, self.state.model, metrics)
@@ -277,7 +278,7 @@ class Session:
 
 
 def _first_state(model: EnergyClassifier, trainer: Trainer, num_classes: int) -> TrainState:
-    config, fabric, initial = trainer.config, trainer.fabric, trainer.initial
+    config, fabric, initial = trainer.config, trainer.fabric, trainer.resolved(0).initial
     replicate(model.to(fabric.device), fabric)
     buffer = None if initial is None else make_buffer(initial, config, num_classes, fabric)
     trainer.execution.arrange(model)

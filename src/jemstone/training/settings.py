@@ -221,6 +221,27 @@ class RecoveryConfig:
             at_least(f"recovery.{name}", getattr(self, name), 1)
 
 
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """Progressive resolution: the beginning of a run trains on images of `factor`^2 times fewer pixels.
+
+    Attributes:
+        share: of the run's steps, at the beginning, that train on averaged-down images; 0 is off.
+        factor: side of the squares of pixels that are averaged; it divides height and width.
+    """
+
+    share: float = 0.0
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError(
+                f"progressive.share must be at least 0 (off) and below 1, got {self.share}: the last steps of a run "
+                "are at full resolution."
+            )
+        at_least("progressive.factor (to switch it off, set progressive.share 0)", self.factor, 2)
+
+
 def check_choices(settings: object, prefix: str = "") -> None:
     """Raise ConfigError where a field annotated as a Literal holds something else."""
     for name, annotation in get_type_hints(type(settings)).items():

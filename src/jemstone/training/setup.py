@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 
 from jemstone.data import Dataset, Stream, labelled, to_box
+from jemstone.data.batches import pooled
 from jemstone.errors import ConfigError
 from jemstone.execution import PLAIN, Execution
 from jemstone.rng import generator
@@ -33,6 +34,7 @@ from jemstone.sampling.kernels import Box
 from jemstone.training.config import ChainConfig, OptimizerConfig, TrainConfig
 from jemstone.training.muon import Muon, hidden_weights
 from jemstone.training.ranks import launch, local_rank, world_size
+from jemstone.training.resolution import low_steps, reduced_shape
 from jemstone.training.treatment import Remedy, settings_at
 
 
@@ -81,15 +83,18 @@ def _require_device(config: TrainConfig) -> None:
         raise ConfigError("device is 'cuda' and no CUDA device is available. Use --device auto or --device cpu.")
 
 
-def make_initial(data: Dataset, config: TrainConfig, device: torch.device) -> Initial:
-    """Where chains start, as `config.chains.start` says; estimated from the labelled training examples."""
+def make_initial(data: Dataset, config: TrainConfig, device: torch.device, factor: int = 1) -> Initial:
+    """Where chains start, as `config.chains.start` says; estimated from the labelled training examples.
+
+    With a `factor`, where chains of images that are averaged over `factor` x `factor` pixels start.
+    """
     if config.chains.start == "uniform":
-        return uniform(data.input_shape, data.box)
+        return uniform(reduced_shape(data.input_shape, factor), data.box)
     known = labelled(data.train)
+    inputs = pooled(to_box(known.inputs), factor)
     if config.chains.start == "gaussian":
-        inputs = to_box(known.inputs)
         return ClassGaussian.fit(inputs, known.labels, data.num_classes, box=data.box).to(device)
-    return from_data(to_box(known.inputs).to(device), known.labels.to(device), data.num_classes)
+    return from_data(inputs.to(device), known.labels.to(device), data.num_classes)
 
 
 def make_buffer(initial: Initial, config: TrainConfig, num_classes: int, fabric: Fabric) -> ReplayBuffer:
@@ -171,7 +176,8 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 class Trainer:
     """What a step needs besides the state: all of it is derived from the configuration and the data.
 
-    `recipe` is the configuration of the run; `config` and `sampler` are as the step at hand sees them (`at`). The run
+    `recipe` is the configuration of the run; `config` and `sampler` are as the step at hand sees them (`at`). In the
+    first `low_steps` steps that is `low`, a trainer whose images are averaged over `factor` x `factor` pixels. The run
     was started on `ranks` ranks, which its number of steps follows from.
     """
 
@@ -184,6 +190,9 @@ class Trainer:
     box: Box | None
     execution: Execution
     ranks: int
+    low_steps: int = 0
+    factor: int = 1
+    low: Trainer | None = None
 
     @classmethod
     def create(
@@ -203,13 +212,33 @@ class Trainer:
             initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
         streams = Streams.create(data, config, fabric)
-        return cls(config, config, streams, sampler, initial, fabric, data.box, execution, ranks or fabric.world_size)
+        trainer = cls(
+            config, config, streams, sampler, initial, fabric, data.box, execution, ranks or fabric.world_size
+        )
+        steps = low_steps(config, trainer.total_steps)
+        return replace(trainer, low_steps=steps, low=trainer._reduced(data, steps)) if steps else trainer
 
     def at(self, step: int, remedy: Remedy, chain_steps: int) -> Trainer:
         """This trainer as `step` sees it: in its phase, under `remedy`, with K = `chain_steps` before that."""
         alone = step < self.recipe.classifier_steps
         config = settings_at(self.recipe, remedy, chain_steps, classifier_only=alone)
-        return replace(self, config=config, sampler=make_sampler(config.chains, self.box))
+        return replace(self.resolved(step), config=config, sampler=make_sampler(config.chains, self.box))
+
+    def resolved(self, step: int) -> Trainer:
+        """This trainer at the resolution of `step`."""
+        return self if self.low is None or step >= self.low_steps else self.low
+
+    def _reduced(self, data: Dataset, steps: int) -> Trainer:
+        factor = self.recipe.progressive.factor
+        return replace(
+            self,
+            streams=Streams(*(stream.reduced(factor) for stream in self.streams)),
+            initial=self.initial and make_initial(data, self.recipe, self.fabric.device, factor),
+            # A compiled gradient is made, and known to be right, for images of full size only.
+            execution=replace(self.execution, compiled=False),
+            low_steps=steps,
+            factor=factor,
+        )
 
     @property
     def total_steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from jemstone.training.config import TrainConfig
 from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import data_of_run, make_model, read_config
 from jemstone.training.ranks import gather, of_rank
+from jemstone.training.resolution import enlarged
 from jemstone.training.setup import make_fabric, make_initial, make_sampler
 
 SCORED, SAMPLED = 512, 256
@@ -199,6 +201,14 @@ def load_trained(
     chosen, reason = _choice(execution, model, config, shape)
     chosen.arrange(model)
     chains = checkpoint.part("buffer").get("x")
+    if chains is not None and tuple(chains.shape[1:]) != shape:
+        warnings.warn(
+            f"{path} is of the low-resolution phase (progressive.share {config.progressive.share:g}): its network has "
+            f"not seen images of {'x'.join(map(str, shape[1:]))} yet, and its chains are enlarged to that. Go on with "
+            f"it first: jemstone train --resume {directory.path}",
+            stacklevel=2,
+        )
+        chains = enlarged(chains, config.progressive.factor)
     names = tuple(facts["class_names"])
     chain_steps = checkpoint.header.get("chain_steps", config.chains.steps)
     return Trained(directory, config, model, shape, names, checkpoint.step, chains, chain_steps, data, chosen, reason)

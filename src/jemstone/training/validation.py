@@ -7,21 +7,27 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from jemstone.data import Split, to_box
+from jemstone.data.batches import pooled
 from jemstone.energy import EnergyClassifier
 from jemstone.networks.modes import in_mode
 from jemstone.training.ranks import averaged
 
 
 @torch.no_grad()
-def validate(model: EnergyClassifier, split: Split, fabric: Fabric, batch_size: int = 512) -> dict[str, float]:
-    """Accuracy and NLL (nats) on a split, in eval mode. Each rank takes its share of the examples."""
+def validate(
+    model: EnergyClassifier, split: Split, fabric: Fabric, batch_size: int = 512, factor: int = 1
+) -> dict[str, float]:
+    """Accuracy and NLL (nats) on a split, in eval mode, on images averaged over `factor` x `factor` pixels.
+
+    Each rank takes its share of the examples.
+    """
     inputs, labels = (part[fabric.global_rank :: fabric.world_size] for part in (split.inputs, split.labels))
     right, nll = 0.0, 0.0
     with in_mode(model, training=False):
         for x, y in zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True):
             if len(x) == 0:  # more ranks than examples
                 continue
-            logits = model(fabric.to_device(to_box(x)))
+            logits = model(pooled(fabric.to_device(to_box(x)), factor))
             y = fabric.to_device(y)
             nll += nn.functional.cross_entropy(logits, y, reduction="sum").item()
             right += (logits.argmax(dim=1) == y).sum().item()
