@@ -20,6 +20,10 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/step.py --memory
+	$(BIN)/python benchmarks/step.py --sweep --json benchmarks/results/step_sweep.json
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/ranks.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -35,3 +35,23 @@ def test_throughput_writes_its_numbers(tmp_path):
     for peaks in memory["score"].values():
         assert 0.05 < peaks["beyond_input"] <= peaks["peak"] < 2
     assert 0.05 < memory["sample"]["beyond_output"] <= memory["sample"]["peak"] < 2
+
+
+def test_step_compares_the_original_with_ours(tmp_path):
+    out = tmp_path / "step.json"
+    cells = ["--network", "mlp-8@6", "conv-4-2@1x8x8", "--chain-steps", "2", "--batch", "4", "--rounds", "2"]
+    done = subprocess.run(
+        [sys.executable, FOLDER / "step.py", *cells, "--memory", "--json", out],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads(out.read_text())
+    assert written["convolution_peak_gflops"].keys() == {"float32", "bfloat16"}
+    assert [row["network"] for row in written["rows"]] == ["mlp-8@6", "conv-4-2@1x8x8"]
+    for row in written["rows"]:
+        assert row["chain_steps"] == 2
+        assert abs(row["ratio"] - row["plain_s"] / row["fast_s"]) < 0.2 * row["ratio"]  # both are rounded
+        assert min(row["plain_gib"], row["fast_gib"]) > 0.05

@@ -98,6 +98,7 @@ def _train(options: Namespace, console: Console) -> None:
     fabric = session.trainer.fabric
     where = f"device {fabric.device}" + (f", {fabric.world_size} ranks" if fabric.world_size > 1 else "")
     console.print(f"{session.config.recipe} on {session.data.name}, {where}, run {path}")
+    console.print(f"Computed in {session.trainer.execution}{_because(session)}.")
     try:
         show_training(console, session.config.recipe, session)
     except Diverged:
@@ -110,6 +111,13 @@ def _train(options: Namespace, console: Console) -> None:
         times = "once" if failures == 1 else f"{failures} times"
         console.print(f"Recovered {times} on the way; why, and what to change: jemstone doctor {path}")
     console.print(f"Finished. Next: jemstone evaluate {path}")
+
+
+def _because(session: Session) -> str:
+    """Why a run is computed as it is; resumed, it is as it was."""
+    assert session.run is not None, "a session of the command line has a run directory"
+    first = session.run.rows("events.jsonl")[0]
+    return f": {first['reason']}" if session.state.step == 0 and "reason" in first else ""
 
 
 def _config(options: Namespace) -> TrainConfig:

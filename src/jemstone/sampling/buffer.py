@@ -64,11 +64,13 @@ class ReplayBuffer:
         """Take `count` chains, or one of each class in `labels`; each restarts with probability `restart_rate`."""
         slots = self._any_slots(count, rng) if labels is None else self._class_slots(labels, rng)
         classes = slots % self.num_classes
-        restart = torch.rand(len(slots), generator=rng, device=self.x.device) < restart_rate
-        x = self.x[slots]
-        age = self.age[slots].masked_fill(restart, 0)
-        if restart.any():
+        # Drawn on the host, which has to know how many chains start anew: it would wait for a GPU to say.
+        host = rng if rng.device.type == "cpu" else torch.Generator().manual_seed(rng.initial_seed())
+        restart = (torch.rand(len(slots), generator=host) < restart_rate).nonzero().flatten().to(self.x.device)
+        x, age = self.x[slots], self.age[slots]
+        if len(restart):
             x[restart] = initial(classes[restart], rng).to(x.dtype)
+            age[restart] = 0
         return Draw(x, slots, classes, age)
 
     def store(self, draw: Draw, x: Tensor, steps: int, keep: Bool[Tensor, " b"] | None = None) -> None:
