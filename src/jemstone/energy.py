@@ -87,7 +87,7 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None, *, executi
         program = _program(model, x, y, execution) if execution.compiled else None
         if program is not None:
             if not weights:
-                weights.update({name: weight.detach() for name, weight in model.named_parameters()})
+                weights.update({name: weight.detach() for name, weight in model.network.named_parameters()})
             grad, energy = program(weights, x, y)
             return energy.clone(), grad.clone()  # a CUDA graph writes the next results to the same place
         with torch.enable_grad(), execution.autocast(x.device):
@@ -125,10 +125,11 @@ def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Ex
     programs = _programs.setdefault(model, {})
     key = (y is None, execution)
     if key not in programs:
+        network = model.network  # and not the model, which a program that outlives it would keep alive
 
         def energy(weights: dict[str, Tensor], x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
             with execution.autocast(x.device):
-                logits = functional_call(model, weights, (x,))
+                logits = functional_call(network, weights, (x,))
             energies = marginal_energy(logits) if y is None else joint_energy(logits, y)
             return energies.sum(), energies
 
