@@ -1,10 +1,14 @@
 """Benchmarks that have a toy size run at it, and write what they say."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -55,3 +59,70 @@ def test_step_compares_the_original_with_ours(tmp_path):
         assert row["chain_steps"] == 2
         assert abs(row["ratio"] - row["plain_s"] / row["fast_s"]) < 0.2 * row["ratio"]  # both are rounded
         assert min(row["plain_gib"], row["fast_gib"]) > 0.05
+
+
+def test_speedrun_writes_what_its_docstring_says(tmp_path):
+    out = tmp_path / "new" / "speedrun.json"
+    command = [sys.executable, FOLDER / "speedrun.py", "--toy", "--preset", "shared", "--every", "0.005", "--json", out]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"Written to {out}.\n")
+    written = json.loads(out.read_text())
+    documented = (FOLDER / "speedrun.py").read_text().split('"""')[1].split("\n    machine\n")[1]
+    names = re.findall(r"^    ([a-z][a-z_, ]*?)  ", documented, re.MULTILINE)
+    assert written.keys() == {"machine", *", ".join(names).split(", ")}
+    assert written["config"]["weights"]["joint"] == 1
+    assert written["config"]["weights"]["class_nll"] == 0
+    assert written["steps"] == written["config"]["steps"] == 15
+    assert written["epochs"] == written["epochs_wanted"] == 0.75
+    seconds = written["seconds"]
+    parts = sum(seconds[name] for name in ("loading", "measuring", "starting", "training"))
+    assert abs(seconds["total"] - parts) < 0.03
+    assert seconds["loading"] > 0.5, "imports of torch count"
+    assert seconds["evaluating"] > 0
+    assert written["within_minutes"] is True
+    assert len(written["curve"]) >= 2, "the first of them before the end"
+    for row in written["curve"]:
+        assert row.keys() == {"seconds", "step", "accuracy", "nll", "energy_gap"}
+    last = written["curve"][-1]
+    assert (last["step"], last["seconds"]) == (15, seconds["total"])
+    final = written["final"]
+    assert last["accuracy"] == pytest.approx(final["accuracy"]["value"])
+    assert final.keys() == {"accuracy", "ece", "nll", "fid", "samples", "chain_life", "features", "comparable"}
+    assert (final["samples"], final["fid"]["n"], final["chain_life"], final["comparable"]) == (40, 40, 10, False)
+    for target in written["targets"].values():
+        assert {target[name] for name in ("accuracy", "fid", "minutes", "met")} == {None}
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_speedrun_has_no_more_steps_than_fit():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        speedrun, quality, presets = map(importlib.import_module, ("speedrun", "speedrun_quality", "speedrun_presets"))
+    finally:
+        sys.path.remove(str(FOLDER))
+    timing = speedrun.Timing(starting=20.0, step=0.1)
+    assert speedrun.affordable(200, 80, timing, 10_000) == 950  # 100 seconds are left, and 5 of them are a reserve
+    assert speedrun.affordable(200, 80, timing, 300) == 300
+    with pytest.raises(SystemExit, match="--minutes"):
+        speedrun.affordable(200, 180, timing, 300)
+
+    # 5 chain steps of two passes for 256 chains; real images and negatives forward, and back at twice the price.
+    assert presets.forwards_per_step(presets.PRESETS["shared"]) == 5 * 2 * 256 + 3 * 2 * 256
+    assert presets.forwards_per_step(presets.PRESETS["original"]) == 10 * 2 * 256 + 3 * 3 * 256
+    assert presets.forwards_per_step(presets.PRESETS["sada"]) == 5 * 2 * 128 + 2 * 3 * (256 + 2 * 128)
+    for config in presets.PRESETS.values():
+        assert config.chains.steps / config.chains.restart_rate == 400
+
+    def judged(accuracy, fid, comparable, minutes, toy=False):
+        measured = {"accuracy": {"value": accuracy}, "fid": {"value": fid}, "comparable": comparable}
+        return {name: target["met"] for name, target in quality.judged(measured, 60 * minutes, toy).items()}
+
+    assert judged(0.93, 30.0, True, 24) == {"jem": True, "sada-jem": False}
+    assert judged(0.96, 10.0, True, 24) == {"jem": True, "sada-jem": True}
+    assert judged(0.96, 10.0, True, 26) == {"jem": False, "sada-jem": False}
+    assert judged(0.96, 10.0, False, 24) == {"jem": None, "sada-jem": None}
+    assert judged(0.96, 10.0, True, 24, toy=True) == {"jem": None, "sada-jem": None}
+    assert judged(0.93, 39.0, True, 24) == {"jem": False, "sada-jem": False}
