@@ -76,9 +76,30 @@ def test_logits_have_the_precision_of_the_weights_under_autocast():
     assert of_half.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet9-4", "conv-4-2", "mlp-4"])
+def test_all_networks_compute_their_logits_in_float32(name):
+    model, x = model_and_inputs(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.float32
+
+
+def test_an_energy_that_ignores_its_input_has_gradient_zero():
+    class Constant(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+
+        def forward(self, x):
+            return self.logits.expand(len(x), 2)
+
+    energy, grad = energy_gradient(EnergyClassifier(Constant()))(torch.randn(3, 4))
+    torch.testing.assert_close(energy, -torch.tensor([1.0, 2.0]).logsumexp(0).expand(3))
+    assert not grad.any()
+
+
 def test_an_execution_in_words():
     assert str(PLAIN) == "float32"
-    everything = Execution("bf16-mixed", channels_last=True, compiled=True, merged=True)
+    everything = Execution("bf16-mixed", channels_last=True, compiled=64, merged=True)
     assert str(everything) == "bfloat16, channels last, compiled chains, one forward pass"
 
 
@@ -93,8 +114,8 @@ model = EnergyClassifier(build_network("mlp-8-1", (6,), 3)).eval()
 x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
 for labels in (None, y):
     eager = energy_gradient(model, labels)
-    compiled = energy_gradient(model, labels, execution=Execution(compiled=True))
-    for inputs in (x, x[:2]):  # the second shape is not compiled for
+    compiled = energy_gradient(model, labels, execution=Execution(compiled=5))
+    for inputs in (x, x[:2]):  # the second batch size is not compiled for
         if labels is not None and len(inputs) < len(labels):
             continue
         for a, b in zip(eager(inputs), compiled(inputs)):
@@ -102,8 +123,25 @@ for labels in (None, y):
 with torch.no_grad():
     for weight in model.parameters():
         weight.mul_(2)  # as a training step does: in place
-for a, b in zip(energy_gradient(model)(x), energy_gradient(model, execution=Execution(compiled=True))(x)):
+for a, b in zip(energy_gradient(model)(x), energy_gradient(model, execution=Execution(compiled=5))(x)):
     torch.testing.assert_close(a, b)
+# BatchNorm in train mode: chains use the statistics of their batch, and move none
+from jemstone.networks.modes import running_statistics_held
+
+normed = EnergyClassifier(build_network("conv-2-1", (1, 6, 6), 3, norm="batch")).train()
+before = {name: value.clone() for name, value in normed.named_buffers()}
+x = torch.randn(5, 1, 6, 6)
+compiled = energy_gradient(normed, execution=Execution(compiled=5))(x)
+assert all(torch.equal(before[name], value) for name, value in normed.named_buffers())
+with running_statistics_held(normed):
+    for a, b in zip(energy_gradient(normed)(x), compiled):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+import gc, weakref
+alive = weakref.ref(normed)
+del normed, a, b, compiled
+gc.collect()
+assert alive() is None, "a program keeps its model alive"
 print("as eager")
 """
 

@@ -115,9 +115,9 @@ def _train(options: Namespace, console: Console) -> None:
 
 def _because(session: Session) -> str:
     """Why a run is computed as it is; resumed, it is as it was."""
-    assert session.run is not None, "a session of the command line has a run directory"
-    first = session.run.rows("events.jsonl")[0]
-    return f": {first['reason']}" if session.state.step == 0 and "reason" in first else ""
+    if session.run is None or session.state.step or rank():
+        return ""
+    return "".join(f": {row['reason']}" for row in session.run.rows("events.jsonl")[:1] if "reason" in row)
 
 
 def _config(options: Namespace) -> TrainConfig:
@@ -195,6 +195,10 @@ def _sample(options: Namespace, console: Console) -> None:
         raise ConfigError(f"--out is the PNG file to write, with a name that ends in .png; got {options.out}.")
     if options.buffer and (options.steps is not None or options.fast):
         raise ConfigError("--buffer shows chains as training left them: leave out --steps and --fast.")
+    if options.fast and world_size() > 1:
+        raise ConfigError(
+            "--fast is measured, and each rank would find its own: leave it out, or sample on one device."
+        )
     trained = load_trained(options.run, execution="fast" if options.fast else "plain")
     classes = len(trained.class_names)
     label, count = options.label, options.count

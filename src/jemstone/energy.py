@@ -84,19 +84,19 @@ def energy_gradient(model: EnergyClassifier, y: Tensor | None = None, *, executi
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         x = execution.place(x.detach())
-        program = _program(model, x, y, execution) if execution.compiled else None
-        if program is not None:
+        if execution.compiled and len(x) == execution.compiled:
             if not weights:
                 weights.update({name: weight.detach() for name, weight in model.network.named_parameters()})
-            grad, energy = program(weights, x, y)
+                weights.update(model.network.named_buffers())
+            grad, energy = _program(model, y is None, execution)(weights, x, y)
             return energy.clone(), grad.clone()  # a CUDA graph writes the next results to the same place
         with torch.enable_grad(), execution.autocast(x.device):
             logits = model(x.requires_grad_())
         energy, slope = _with_slope(logits.detach(), y)
-        if not logits.requires_grad:  # a model that ignores x, or cuts the path to it
+        if not logits.requires_grad:  # a model without weights that ignores x
             return energy, torch.zeros_like(x)
-        (grad,) = torch.autograd.grad(logits, x, slope)
-        return energy, grad
+        (grad,) = torch.autograd.grad(logits, x, slope, allow_unused=True)
+        return energy, torch.zeros_like(x) if grad is None else grad
 
     return evaluate
 
@@ -113,29 +113,29 @@ def _with_slope(logits: Float[Tensor, "b k"], y: Tensor | None) -> tuple[Tensor,
 
 
 _Program = Callable[..., tuple[Tensor, Tensor]]
-_programs: WeakKeyDictionary[nn.Module, dict[tuple[bool, Execution], tuple[_Program, torch.Size]]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[nn.Module, dict[tuple[bool, Execution], _Program]] = WeakKeyDictionary()
 
 
-def _program(model: EnergyClassifier, x: Tensor, y: Tensor | None, execution: Execution) -> _Program | None:
-    """The compiled function (weights, x, y) -> (grad_x E, E) of `model`; None for an x of another shape than its first.
+def _program(model: EnergyClassifier, marginal: bool, execution: Execution) -> _Program:
+    """The compiled function (weights and buffers, x, y) -> (grad_x E, E) of `model`; made when it is first called.
 
     What is compiled is the gradient as a function of weights and input: compiling the model and differentiating that is
-    slower than not compiling at all. A second shape would cost a second compilation, so a batch left over runs eagerly.
+    slower than not compiling at all. A pass moves no buffer: it is given copies.
     """
     programs = _programs.setdefault(model, {})
-    key = (y is None, execution)
+    key = (marginal, execution)
     if key not in programs:
         network = model.network  # and not the model, which a program that outlives it would keep alive
+        buffers = {name for name, _ in network.named_buffers()}
 
-        def energy(weights: dict[str, Tensor], x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        def energy(state: dict[str, Tensor], x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+            own = {name: value.clone() if name in buffers else value for name, value in state.items()}
             with execution.autocast(x.device):
-                logits = functional_call(network, weights, (x,))
+                logits = functional_call(network, own, (x,))
             energies = marginal_energy(logits) if y is None else joint_energy(logits, y)
             return energies.sum(), energies
 
         # On a GPU small networks wait for their launches, which a CUDA graph takes out.
-        mode = "reduce-overhead" if x.device.type == "cuda" else None
-        compiled = torch.compile(differentiated(energy, argnums=1, has_aux=True), dynamic=False, mode=mode)
-        programs[key] = (compiled, x.shape)
-    program, shape = programs[key]
-    return program if x.shape == shape else None
+        mode = "reduce-overhead" if next(network.parameters()).device.type == "cuda" else None
+        programs[key] = torch.compile(differentiated(energy, argnums=1, has_aux=True), dynamic=False, mode=mode)
+    return programs[key]

@@ -22,14 +22,15 @@ class Execution:
     Attributes:
         precision: `32-true`, or `bf16-mixed`: convolutions and matrix products in bfloat16, weights in float32.
         channels_last: images as (b, h, w, c) in memory, under the same shape (b, c, h, w).
-        compiled: chains run on a program that torch.compile makes of the energy gradient.
+        compiled: the batch size of chains that run on a program which torch.compile makes of the energy gradient; other
+            batches run eagerly. 0 is off.
         merged: labelled images, real images and negatives pass through the network as one batch. Only for networks
             that treat each input alone.
     """
 
     precision: Precision = "32-true"
     channels_last: bool = False
-    compiled: bool = False
+    compiled: int = 0
     merged: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:

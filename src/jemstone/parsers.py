@@ -30,7 +30,7 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     train = ArgumentParser(
         usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
         "       jemstone train --resume DIR\n"
-        "       torchrun --nproc-per-node N -m jemstone train ...",
+        "       torchrun --nproc-per-node N -m -- jemstone train ...",
         description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
         "`--network NAME` are short for --data.source and --network.name.",
     )

@@ -121,9 +121,10 @@ def test_flops_are_those_of_the_convolutions_and_products():
     assert forward_flops(make_model("conv-4-2"), SHAPE) == by_hand
 
 
+@pytest.mark.parametrize("spectral", [False, True])
 @pytest.mark.parametrize("weights", [LossWeights(class_nll=1.0), LossWeights(class_nll=1.0, marginal=1.0)])
-def test_trying_leaves_the_model_as_it_is(weights):
-    model = make_model(norm="batch", dropout=0.2)
+def test_trying_leaves_the_model_as_it_is(weights, spectral):
+    model = make_model(norm="batch", dropout=0.2, spectral_norm=spectral)
     model.network.final_norm.eval()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     torch.manual_seed(3)
@@ -137,8 +138,7 @@ def test_trying_leaves_the_model_as_it_is(weights):
 
 def test_a_compiler_that_fails_or_errs_is_left_out_or_explained(monkeypatch):
     monkeypatch.setattr(choose, "WORTH_COMPILING", 0.0)
-    monkeypatch.setattr(choose._Probe, "seconds", lambda self, execution: 1.0)
-    compiled = Execution(compiled=True)
+    compiled = Execution(compiled=4)
     times = {PLAIN: 1.0, HALF: 2.0, LAST: 2.0, BOTH: 2.0, compiled: 0.5}
     timed(monkeypatch, times)
     choice = choose_execution(make_model(), CONFIG, SHAPE, 6)
@@ -164,9 +164,56 @@ def test_a_compiler_that_fails_or_errs_is_left_out_or_explained(monkeypatch):
         choose_execution(make_model(), CONFIG.with_values(compile="on"), SHAPE, 6)
 
 
+def test_a_network_without_weights_or_with_idle_ones_can_be_tried():
+    class TwoHeads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.idle = build_network("wrn-10-1", SHAPE, 5), torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.network(x)
+
+    classifier = CONFIG.with_values(weights=LossWeights(class_nll=1.0))
+    assert choose_execution(EnergyClassifier(TwoHeads()), classifier, SHAPE, 6).reason
+    frozen = make_model().requires_grad_(False)
+    assert choose_execution(frozen, CONFIG, SHAPE, 6).execution == PLAIN
+
+
+def test_gradients_of_zero_agree():
+    model = make_model()
+    torch.nn.init.zeros_(model.network.head.weight)
+    probe = choose._Probe(model, CONFIG, SHAPE)
+    assert not probe.gradient(PLAIN).any()
+    assert probe.agreement(PLAIN, HALF) == 1.0
+
+
+def test_every_density_that_chains_descend_is_tried():
+    both = CONFIG.with_values(weights={"conditional": 1.0})
+    probe = choose._Probe(make_model(), both, SHAPE)
+    rows = probe.gradient(PLAIN)
+    assert len(rows) == 2 * CONFIG.real_batch_size
+    assert not torch.allclose(rows[:4], rows[4:])
+    only = choose._Probe(make_model(), CONFIG.with_values(weights={"conditional": 1.0, "marginal": 0.0}), SHAPE)
+    torch.testing.assert_close(only.gradient(PLAIN), rows[4:])
+
+
+def test_compiling_is_refused_where_there_are_no_chains():
+    with pytest.raises(ConfigError, match="compile is about chains"):
+        CONFIG.with_values(weights=LossWeights(class_nll=1.0), compile="on")
+
+
+def test_a_run_from_before_the_choice_goes_on_in_its_precision(tmp_path):
+    config = CONFIG.with_values(network={"name": "conv-4-2"}, precision="bf16-mixed")
+    Session.start(config, images(), run=tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    facts = json.loads(path.read_text())
+    del facts["execution"]
+    path.write_text(json.dumps(facts))
+    assert Session.resume(tmp_path / "run", images()).trainer.execution == HALF
+
+
 def test_short_runs_are_not_compiled_for(monkeypatch):
     timed(monkeypatch, {PLAIN: 1.0, HALF: 2.0, LAST: 2.0, BOTH: 2.0})  # asked for a compiled time, it would raise
-    monkeypatch.setattr(choose._Probe, "seconds", lambda self, execution: 1.0)
     assert choose_execution(make_model(), CONFIG, SHAPE, 100).execution == PLAIN
     with pytest.raises(KeyError):
         choose_execution(make_model(), CONFIG, SHAPE, 1000)  # 2,000 seconds of chains
@@ -223,10 +270,16 @@ def test_one_forward_pass_gives_the_same_loss_and_gradient():
 
 
 def test_batches_are_merged_only_where_no_layer_mixes_inputs():
-    assert choose._mergeable(make_model("mlp-4"), CONFIG, SHAPE)
-    assert choose._mergeable(make_model("mlp-4", dropout=0.5), CONFIG, SHAPE)
-    assert not choose._mergeable(make_model("conv-4-2", norm="batch"), CONFIG, SHAPE)
-    assert not choose._mergeable(make_model("mlp-4"), CONFIG.with_values(weights={"class_nll": 0.0}), SHAPE)
+    def mergeable(model, config=CONFIG):
+        return choose._mergeable(choose._Probe(model, config, SHAPE), config)
+
+    assert mergeable(make_model("mlp-4"))
+    assert mergeable(make_model("mlp-4", dropout=0.5))
+    assert not mergeable(make_model("conv-4-2", norm="batch"))
+    assert not mergeable(make_model("mlp-4"), CONFIG.with_values(weights={"class_nll": 0.0}))
+    silent = make_model("mlp-4")
+    torch.nn.init.zeros_(silent.network.head.weight)
+    assert not mergeable(silent)  # its logits would not show what a layer before them does
     vectors = EnergyClassifier(build_network("mlp-4", (7,), 5))
     assert choose_execution(vectors, CONFIG, (7,), 6).execution == Execution(merged=True)
 

@@ -328,7 +328,7 @@ def test_without_a_low_phase_nothing_is_different(digits):
 
 
 def test_a_compiled_gradient_is_for_full_resolution_only(digits):
-    trainer = Trainer.create(digits, tiny(), make_fabric(tiny()), execution=Execution("bf16-mixed", compiled=True))
+    trainer = Trainer.create(digits, tiny(), make_fabric(tiny()), execution=Execution("bf16-mixed", compiled=64))
     assert trainer.resolved(0).execution == Execution("bf16-mixed")
     assert trainer.resolved(SWITCH).execution.compiled
 

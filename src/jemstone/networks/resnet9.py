@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jemstone.errors import ConfigError
-from jemstone.networks.layers import check_positive, image_shape, make_activation, make_dropout, make_norm
+from jemstone.networks.layers import Head, check_positive, image_shape, make_activation, make_dropout, make_norm
 
 MIN_SIDE = 16
 """Three halvings then leave at least 2x2 positions, so that every norm is defined."""
@@ -66,7 +66,7 @@ class ResNet9(nn.Module):
         self.residual3 = nn.Sequential(layer(8 * width, 8 * width), layer(8 * width, 8 * width))
         # Whole windows of one size, not AdaptiveAvgPool2d: the backward pass is then deterministic on CUDA.
         self.pool = nn.AvgPool2d(2)
-        self.head = nn.Linear(8 * width, num_classes)
+        self.head = Head(8 * width, num_classes)
         # Torch's default shrinks a signal by more than half per layer; without norms, hardly any would arrive.
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:

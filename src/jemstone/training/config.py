@@ -107,6 +107,8 @@ class TrainConfig:
             raise ConfigError("classifier_steps train the class term alone, and weights.class_nll is 0: set one to 0.")
         if self.attack.radius and not self.weights.class_nll:
             raise ConfigError("attack.radius makes the class term adversarial, and weights.class_nll is 0.")
+        if self.compile == "on" and not self.weights.generative:
+            raise ConfigError("compile is about chains, and this objective has none: leave compile at 'auto'.")
         if self.optimizer.balance and not (self.weights.class_nll and self.weights.generative):
             raise ConfigError("optimizer.balance weighs generative terms against the class term: switch both on.")
         between("ema", self.ema, 0, 0.99999)

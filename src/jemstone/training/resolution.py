@@ -61,5 +61,5 @@ def check_progressive(model: EnergyClassifier, settings: ProgressiveConfig, inpu
         raise ConfigError(
             f"progressive.share trains on images of {'x'.join(map(str, shape[1:]))} at first, and this network takes "
             f"{full} only ({str(error).splitlines()[0]}). A ConvNet or MLP has weights for each position: choose "
-            f"wrn-DEPTH-WIDTH or a network of your own that takes any size, {off}."
+            f"wrn-DEPTH-WIDTH, resnet9-WIDTH or a network of your own that takes any size, {off}."
         ) from error

@@ -124,7 +124,10 @@ class Session:
         fabric = join_ranks(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
         initial = load_initial(directory, config, data.box, fabric.device)
-        execution = Execution(**directory.info.get("execution", {}))
+        before = {
+            "precision": "bf16-mixed" if config.precision == "bf16-mixed" else "32-true"
+        }  # nothing was chosen then
+        execution = Execution(**directory.info.get("execution", before))
         trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory))
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)

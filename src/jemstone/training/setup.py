@@ -235,7 +235,7 @@ class Trainer:
             streams=Streams(*(stream.reduced(factor) for stream in self.streams)),
             initial=self.initial and make_initial(data, self.recipe, self.fabric.device, factor),
             # A compiled gradient is made, and known to be right, for images of full size only.
-            execution=replace(self.execution, compiled=False),
+            execution=replace(self.execution, compiled=0),
             low_steps=steps,
             factor=factor,
         )

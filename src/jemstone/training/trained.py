@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -225,4 +225,5 @@ def _choice(
         raise ConfigError(f"execution must be 'plain', 'fast' or an Execution; got {execution!r}.")
     # Not compiled: that takes half a minute, and nobody knows how much will be asked of the model.
     wanted = config.with_values(precision="auto", layout="auto", compile="off", chains={"mode": "eval"})
-    return choose_execution(model, wanted, input_shape, total_steps=0)
+    chosen, reason = choose_execution(model, wanted, input_shape, total_steps=0)
+    return Choice(replace(chosen, merged=False), reason)
