@@ -35,3 +35,25 @@ def test_throughput_writes_its_numbers(tmp_path):
     for peaks in memory["score"].values():
         assert 0.05 < peaks["beyond_input"] <= peaks["peak"] < 2
     assert 0.05 < memory["sample"]["beyond_output"] <= memory["sample"]["peak"] < 2
+
+
+def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
+    out = tmp_path / "fewer.json"
+    done = subprocess.run(
+        [sys.executable, FOLDER / "fewer_steps.py", "--quick", "--json", out, "--rows", tmp_path / "rows.jsonl"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads(out.read_text())
+    assert written["summary"].keys() == {"K 5, rho 0.05", "K 5, rho 0.0125"}
+    for row in written["rows"]:
+        assert row["finished"]
+        assert row["recoveries"] == 0
+        last = row["curve"][-1]
+        assert (last["step"], last["work"]) == (9, 9 * (6 + 5))  # the first to reach 90
+        assert last["seconds"] > 0
+        assert [point["step"] for point in row["sampled"]] == [3, 6, 9]
+        assert row["to_accuracy"] is None  # nobody learns digits in nine steps
