@@ -46,6 +46,12 @@ def test_step_compares_the_original_with_ours(tmp_path):
     cells = ["--network", "mlp-8@6", "conv-4-2@1x8x8", "--chain-steps", "2", "--batch", "4", "--rounds", "2"]
     done = subprocess.run(
         [sys.executable, FOLDER / "step.py", *cells, "--memory", "--json", out],
+
+
+def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
+    out = tmp_path / "fewer.json"
+    done = subprocess.run(
+        [sys.executable, FOLDER / "fewer_steps.py", "--quick", "--json", out, "--rows", tmp_path / "rows.jsonl"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -126,3 +132,14 @@ def test_a_speedrun_has_no_more_steps_than_fit():
     assert judged(0.96, 10.0, False, 24) == {"jem": None, "sada-jem": None}
     assert judged(0.96, 10.0, True, 24, toy=True) == {"jem": None, "sada-jem": None}
     assert judged(0.93, 39.0, True, 24) == {"jem": False, "sada-jem": False}
+
+
+    assert written["summary"].keys() == {"K 5, rho 0.05", "K 5, rho 0.0125"}
+    for row in written["rows"]:
+        assert row["finished"]
+        assert row["recoveries"] == 0
+        last = row["curve"][-1]
+        assert (last["step"], last["work"]) == (9, 9 * (6 + 5))  # the first to reach 90
+        assert last["seconds"] > 0
+        assert [point["step"] for point in row["sampled"]] == [3, 6, 9]
+        assert row["to_accuracy"] is None  # nobody learns digits in nine steps
