@@ -247,8 +247,13 @@ def _meet(device: torch.device, prefix: str) -> None:
         timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    if on_gpu:
-        atexit.register(distributed.destroy_process_group)
+    # Before the interpreter goes: gloo's threads, too, abort a process that ends under them.
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _timeout() -> float:
