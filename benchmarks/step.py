@@ -14,18 +14,16 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, machine, peak_memory_gib
+from common import RESULTS, in_turns, machine, peak_memory_gib, seconds_of
 from plain import PlainJEM
 
 from jemstone import Dataset, Session, recipe
 from jemstone.data import Split
-from jemstone.energy import EnergyClassifier
 from jemstone.networks import build_network
 from jemstone.training.choose import forward_flops
 from jemstone.training.config import TrainConfig
@@ -105,14 +103,6 @@ def convolution_peak(dtype: torch.dtype) -> float:
     return best
 
 
-def seconds_of(step: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def row(name: str, chain_steps: int, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Plain, ours, plain, ours, ...: medians and their ratio."""
     config = configuration(name, chain_steps, batch, options)
@@ -122,12 +112,12 @@ def row(name: str, chain_steps: int, batch: int, options: argparse.Namespace) ->
     plain_first, fast_first = seconds_of(plain), seconds_of(fast)
     # Enough repetitions for a tenth of a second each: small steps are shorter than the machine's other business.
     repeat = max(1, round(0.1 / max(1e-4, min(plain_first, fast_first))))
-    times: dict[str, list[float]] = {"plain": [], "fast": []}
-    for _ in range(options.rounds):
-        for key, step in (("plain", plain), ("fast", fast)):
-            times[key].append(seconds_of(lambda step=step: [step() for _ in range(repeat)]) / repeat)
-    plain_s, fast_s = (statistics.median(times[key]) for key in ("plain", "fast"))
-    flops = forward_flops(EnergyClassifier(build_network(config.network.name, shape, 10)), shape) * batch
+    steps = {"plain": plain, "fast": fast}
+    times = in_turns(
+        {key: lambda step=step: [step() for _ in range(repeat)] for key, step in steps.items()}, options.rounds
+    )
+    plain_s, fast_s = (statistics.median(times[key]) / repeat for key in steps)
+    flops = forward_flops(session.state.model, shape) * batch
     flops *= 2 * chain_steps + 9
     execution = session.trainer.execution
     half = execution.precision == "bf16-mixed"

@@ -24,13 +24,12 @@ import math
 import multiprocessing
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import peak_memory_gib, write
+from common import in_turns, peak_memory_gib, write
 
 from jemstone import Dataset, Session, generator, load_trained, recipe
 from jemstone.data import Split
@@ -86,14 +85,7 @@ def make_run(name: str, folder: Path) -> Path:
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each, in turns, after one call of each that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for counted in [False, *[True] * rounds]:
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if counted:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(seconds[1:]) for name, seconds in in_turns(calls, 1 + rounds).items()}
 
 
 def per_second(work: int, seconds: dict[str, float]) -> dict[str, float]:

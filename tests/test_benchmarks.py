@@ -13,17 +13,23 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_throughput_writes_its_numbers(tmp_path):
-    out = tmp_path / "new" / "throughput.json"
+def run(script, *arguments) -> str:
+    """What a benchmark printed, on one thread."""
     done = subprocess.run(
-        [sys.executable, FOLDER / "throughput.py", "--quick", "--json", out],
+        [sys.executable, FOLDER / script, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f"Written to {out}.\n")
+    return done.stdout
+
+
+def test_throughput_writes_its_numbers(tmp_path):
+    out = tmp_path / "new" / "throughput.json"
+    printed = run("throughput.py", "--quick", "--json", out)
+    assert printed.endswith(f"Written to {out}.\n")
     written = json.loads(out.read_text())
     assert written["machine"]["threads"] == 1
     (found,) = written["networks"].values()
@@ -44,14 +50,7 @@ def test_throughput_writes_its_numbers(tmp_path):
 def test_step_compares_the_original_with_ours(tmp_path):
     out = tmp_path / "step.json"
     cells = ["--network", "mlp-8@6", "conv-4-2@1x8x8", "--chain-steps", "2", "--batch", "4", "--rounds", "2"]
-    done = subprocess.run(
-        [sys.executable, FOLDER / "step.py", *cells, "--memory", "--json", out],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run("step.py", *cells, "--memory", "--json", out)
     written = json.loads(out.read_text())
     assert written["convolution_peak_gflops"].keys() == {"float32", "bfloat16"}
     assert [row["network"] for row in written["rows"]] == ["mlp-8@6", "conv-4-2@1x8x8"]
@@ -63,12 +62,8 @@ def test_step_compares_the_original_with_ours(tmp_path):
 
 def test_speedrun_writes_what_its_docstring_says(tmp_path):
     out = tmp_path / "new" / "speedrun.json"
-    command = [sys.executable, FOLDER / "speedrun.py", "--toy", "--preset", "shared", "--every", "0.005", "--json", out]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f"Written to {out}.\n")
+    printed = run("speedrun.py", "--toy", "--preset", "shared", "--every", "0.005", "--json", out)
+    assert printed.endswith(f"Written to {out}.\n")
     written = json.loads(out.read_text())
     documented = (FOLDER / "speedrun.py").read_text().split('"""')[1].split("\n    machine\n")[1]
     names = re.findall(r"^    ([a-z][a-z_, ]*?)  ", documented, re.MULTILINE)
@@ -130,14 +125,7 @@ def test_a_speedrun_has_no_more_steps_than_fit():
 
 def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
     out = tmp_path / "fewer.json"
-    done = subprocess.run(
-        [sys.executable, FOLDER / "fewer_steps.py", "--quick", "--json", out, "--rows", tmp_path / "rows.jsonl"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run("fewer_steps.py", "--quick", "--json", out, "--rows", tmp_path / "rows.jsonl")
     written = json.loads(out.read_text())
     assert written["summary"].keys() == {"K 5, rho 0.05", "K 5, rho 0.0125"}
     for row in written["rows"]:

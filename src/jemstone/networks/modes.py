@@ -53,6 +53,15 @@ def moving_statistics(model: nn.Module) -> list[Tensor]:
     ]
 
 
+@torch.no_grad()
+def dry_run(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """What `model` makes of two inputs of zeros where it is, in evaluation mode: to see whether it can, and what of."""
+    parameter = next(model.parameters(), None)
+    with in_mode(model, training=False):
+        out: Tensor = model(torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device))
+    return out
+
+
 @contextmanager
 def running_statistics_held(model: nn.Module) -> Iterator[None]:
     """Forward passes inside use statistics as the mode says, and leave the running averages as they are.

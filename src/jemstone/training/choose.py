@@ -19,7 +19,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +26,7 @@ from jemstone.data.dataset import box_of
 from jemstone.energy import EnergyClassifier, energy_gradient
 from jemstone.errors import ConfigError
 from jemstone.execution import PLAIN, Execution, Precision
-from jemstone.networks.modes import in_mode
+from jemstone.networks.modes import dry_run, in_mode, moving_statistics
 from jemstone.rng import generator, seeded
 from jemstone.training.chains import chain_mode
 from jemstone.training.config import TrainConfig
@@ -53,6 +52,11 @@ class Choice(NamedTuple):
     reason: str
 
 
+def as_configured(config: TrainConfig) -> Execution:
+    """What the settings ask for, eager, and plain where they leave the choice open."""
+    return Execution("bf16-mixed" if config.precision == "bf16-mixed" else "32-true", config.layout == "channels_last")
+
+
 def choose_execution(
     model: EnergyClassifier, config: TrainConfig, input_shape: tuple[int, ...], total_steps: int
 ) -> Choice:
@@ -63,8 +67,7 @@ def choose_execution(
 
     Raises ConfigError where the configuration asks for a compiled gradient and torch cannot make a right one.
     """
-    precision: Precision = "bf16-mixed" if config.precision == "bf16-mixed" else "32-true"
-    chosen = Execution(precision, config.layout == "channels_last")
+    chosen = as_configured(config)
     if not any(p.requires_grad for p in model.parameters()):
         return Choice(chosen, "the network has no weights")
     probe = _Probe(model, config, input_shape)
@@ -100,10 +103,9 @@ def _mergeable(probe: _Probe, config: TrainConfig) -> bool:
     if not (weights.class_nll and weights.marginal_chains) or config.optimizer.balance:
         return False
     twin = probe.twin(PLAIN)
-    # Running averages, too, are of data alone, and would see negatives.
-    if any(isinstance(module, _NormBase) and module.track_running_stats for module in twin.modules()):
-        return False
     with in_mode(twin, training=True), torch.no_grad():
+        if moving_statistics(twin):  # which are of data alone, and would see negatives
+            return False
         for module in twin.modules():
             if isinstance(module, _DropoutNd):
                 module.eval()  # it draws anew for each pass and treats each input alone
@@ -116,10 +118,9 @@ def _mergeable(probe: _Probe, config: TrainConfig) -> bool:
 
 def forward_flops(model: EnergyClassifier, input_shape: tuple[int, ...]) -> float:
     """Floating-point operations of the convolutions and matrix products of one input's forward pass."""
-    device = next(model.parameters()).device
     counter = FlopCounterMode(display=False)
-    with in_mode(model, training=False), torch.no_grad(), counter:
-        model(torch.zeros(2, *input_shape, device=device))
+    with counter:
+        dry_run(model, input_shape)
     return counter.get_total_flops() / 2
 
 
@@ -145,8 +146,7 @@ class _Probe:
         self.x = low + (high - low) * torch.rand(count, *input_shape, generator=rng, device=self.device)
         self.labels: list[Tensor | None] = [None] if config.weights.marginal_chains or not generative else []
         if config.weights.conditional:
-            with torch.no_grad(), in_mode(model, training=False):
-                classes = model(self.x[:2]).shape[1]
+            classes = dry_run(model, input_shape).shape[1]
             self.labels.append(torch.arange(count, device=self.device) % classes)
 
     def twin(self, execution: Execution) -> EnergyClassifier:

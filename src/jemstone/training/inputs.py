@@ -12,7 +12,7 @@ from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, RunError
 from jemstone.networks import build_network
 from jemstone.networks.layers import SeparateBatchNorm2d
-from jemstone.networks.modes import in_mode
+from jemstone.networks.modes import dry_run
 from jemstone.rng import seeded
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
@@ -105,11 +105,8 @@ def make_model(
             "use jemstone.networks.layers.SeparateBatchNorm2d in place of BatchNorm2d, or another kind of statistics."
         )
     model = network if isinstance(network, EnergyClassifier) else EnergyClassifier(network)
-    parameter = next(model.parameters(), None)
-    probe = torch.zeros(2, *input_shape, device=None if parameter is None else parameter.device)
     try:
-        with torch.no_grad(), in_mode(model, training=False):
-            classes = model(probe).shape[1]
+        classes = dry_run(model, input_shape).shape[1]
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"The network does not take float32 inputs of shape (batch, {', '.join(map(str, input_shape))}), which the "

@@ -7,14 +7,13 @@ a state always have the size that its next step needs.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError
-from jemstone.networks.modes import in_mode
+from jemstone.networks.modes import dry_run
 from jemstone.training.config import ProgressiveConfig, TrainConfig
 
 
@@ -52,11 +51,8 @@ def check_progressive(model: EnergyClassifier, settings: ProgressiveConfig, inpu
             f"does, resize the images beforehand, {off}."
         )
     shape = reduced_shape(input_shape, settings.factor)
-    probe = torch.zeros(2, *shape)
-    parameter = next(model.parameters(), None)
     try:
-        with torch.no_grad(), in_mode(model, training=False):
-            model(probe if parameter is None else probe.to(parameter.device))
+        dry_run(model, shape)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"progressive.share trains on images of {'x'.join(map(str, shape[1:]))} at first, and this network takes "

@@ -22,7 +22,7 @@ from jemstone.execution import Execution
 from jemstone.runs import Run, require_free
 from jemstone.sampling import Initial, Sampler
 from jemstone.training.checkpoint import Checkpoint, list_checkpoints, step_of
-from jemstone.training.choose import agreed_execution
+from jemstone.training.choose import agreed_execution, as_configured
 from jemstone.training.config import TrainConfig
 from jemstone.training.diagnostics import Metrics
 from jemstone.training.durable import restore_newest, save_state, share_of, stored
@@ -124,10 +124,9 @@ class Session:
         fabric = join_ranks(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
         initial = load_initial(directory, config, data.box, fabric.device)
-        before = {
-            "precision": "bf16-mixed" if config.precision == "bf16-mixed" else "32-true"
-        }  # nothing was chosen then
-        execution = Execution(**directory.info.get("execution", before))
+        # Runs from before there was a choice hold none.
+        chosen = directory.info.get("execution")
+        execution = as_configured(config) if chosen is None else Execution(**chosen)
         trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory))
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)
