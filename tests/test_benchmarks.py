@@ -62,7 +62,7 @@ def test_step_compares_the_original_with_ours(tmp_path):
 
 def test_speedrun_writes_what_its_docstring_says(tmp_path):
     out = tmp_path / "new" / "speedrun.json"
-    printed = run("speedrun.py", "--toy", "--preset", "shared", "--every", "0.005", "--json", out)
+    printed = run("speedrun.py", "--toy", "--preset", "shared", "--every", "0", "--json", out)
     assert printed.endswith(f"Written to {out}.\n")
     written = json.loads(out.read_text())
     documented = (FOLDER / "speedrun.py").read_text().split('"""')[1].split("\n    machine\n")[1]
@@ -75,10 +75,9 @@ def test_speedrun_writes_what_its_docstring_says(tmp_path):
     seconds = written["seconds"]
     parts = sum(seconds[name] for name in ("loading", "measuring", "starting", "training"))
     assert abs(seconds["total"] - parts) < 0.03
-    assert seconds["loading"] > 0.5, "imports of torch count"
-    assert seconds["evaluating"] > 0
+    assert min(seconds.values()) > 0
     assert written["within_minutes"] is True
-    assert len(written["curve"]) >= 2, "the first of them before the end"
+    assert len(written["curve"]) == 15, "an evaluation after every step"
     for row in written["curve"]:
         assert row.keys() == {"seconds", "step", "accuracy", "nll", "energy_gap"}
     last = written["curve"][-1]
