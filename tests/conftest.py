@@ -12,3 +12,7 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 install_import_hook("jemstone", "typecheck.checked")
+
+from jemstone.networks.torchvision_ops import make_importable
+
+make_importable()  # before any test imports torchmetrics, which imports torchvision
