@@ -9,10 +9,11 @@ from jemstone import load_dataset
 from jemstone.cli import main
 
 
-def test_predict_prints_a_row_per_image_and_as_json_the_same(tmp_path, capsys, digits_run):
+def test_predict_prints_a_row_per_image_and_as_json_the_same(tmp_path, capsys, monkeypatch, digits_run):
+    monkeypatch.chdir(tmp_path)
     paths = []
     for i, digit in enumerate(load_dataset("digits").test.inputs[:2]):
-        paths.append(str(tmp_path / f"{i}.png"))
+        paths.append(f"{i}.png")
         Image.fromarray(((digit[0] + 1) * 127.5).round().byte().numpy()).save(paths[-1])
     assert main(["predict", str(digits_run.path), *paths]) == 0
     table = capsys.readouterr().out.splitlines()

@@ -39,7 +39,11 @@ def run(options: Namespace, console: Console) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("image", "label", "probability", "typicality", "verdict"):
-        table.add_column(title, justify="right" if title in ("probability", "typicality") else "left")
+        table.add_column(
+            title,
+            justify="right" if title in ("probability", "typicality") else "left",
+            overflow="fold" if title == "image" else "ellipsis",  # a path must be whole to be of use
+        )
     for name, one in zip(options.images, found, strict=True):
         verdict = "accepted" if one.accepted else f"I don't know: {one.reason}"
         table.add_row(name, one.label, f"{one.probability:.3f}", f"{one.typicality:.1f} %", verdict)
