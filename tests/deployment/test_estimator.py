@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
+from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris, make_moons
@@ -85,7 +86,7 @@ def test_one_class_is_a_density():
     model = JEMClassifier(steps=200, network="mlp-32").fit(X, np.zeros(500))
     grid = np.linspace(-2, 8, 41)[:, None]
     exact = -((grid[:, 0] - 3.0) ** 2)
-    assert np.corrcoef(model.score_samples(grid), exact)[0, 1] > 0.97
+    assert spearmanr(model.score_samples(grid), exact).statistic > 0.95
     samples = model.sample(1000)
     assert abs(samples.mean() - 3.0) < 0.6
     assert 0.7 < samples.std() / 2.0 < 1.4
