@@ -135,3 +135,22 @@ def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
         assert last["seconds"] > 0
         assert [point["step"] for point in row["sampled"]] == [3, 6, 9]
         assert row["to_accuracy"] is None  # nobody learns digits in nine steps
+
+
+def test_estimator_compares_every_model_on_the_same_rows(tmp_path):
+    out = tmp_path / "estimator.json"
+    printed = run("estimator.py", "--quick", "--workers", "1", "--rows", tmp_path / "rows.jsonl", "--json", out)
+    assert "| accuracy | random forest | " in printed
+    written = json.loads(out.read_text())
+    assert written["steps"] == 20
+    found = written["summary"]["iris"]
+    for model in ("JEM", "logistic regression", "random forest"):
+        assert found[f"{model}/accuracy"][0] > 0.6
+        assert 0 <= found[f"{model}/ece"][0] < 0.7
+    for model in ("JEM", "isolation forest", "Gaussian mixture"):
+        for kind in ("held-out class", "shuffled", "uniform"):
+            mean, spread = found[f"{model}/{kind}"]
+            values = [row[f"{model}/{kind}"] for row in written["rows"]]
+            assert mean == pytest.approx(sum(values) / 2, abs=1e-4)
+            assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
+    assert found["Gaussian mixture/uniform"][0] > 0.9

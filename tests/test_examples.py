@@ -128,3 +128,11 @@ def test_compare_runs():
     assert table.tests == 5
     assert all(cell.value > 0.8 for cell in (row.cells[0] for row in table.rows))
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
+
+
+def test_sklearn():
+    found = result("09", 100)
+    assert found["outliers"][1.0] > found["outliers"][0.0] + 0.03
+    assert found["auroc"] > 0.85
+    assert found["accuracy"] > 0.9
+    assert found["samples"].shape == (3, 4)
