@@ -57,7 +57,7 @@ def inpaint(
     energy_grad: EnergyGrad,
     sampler: Sampler,
     x: Float[Tensor, "b ..."],
-    known: Bool[Tensor, "..."],
+    known: Bool[Tensor, "*row"],
     steps: int,
     rng: torch.Generator,
 ) -> Float[Tensor, "b ..."]:
