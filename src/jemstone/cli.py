@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
+from jemstone.commands_audit import audit_command
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -290,5 +291,6 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "report": _report,
     "doctor": _doctor,
     "recipes": _recipes,
+    "audit": audit_command,
     "demo": _demo,
 }

@@ -145,6 +145,18 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
     commands.add_subcommand("recipes", recipes, help="list the presets")
 
+    audit = ArgumentParser(
+        usage="jemstone audit RUN SOURCE --out DIR [--top N]",
+        description="Rank a source's training images by suspicion: a wrong label, an outlier, a near-duplicate. Writes "
+        "audit.csv, a line per image, and audit.png, the most suspicious of each kind. Its indices count the training "
+        "images as the source holds them; where it has no test split of its own, without the fifth that is held out.",
+    )
+    audit.add_argument("run", metavar="RUN", type=Path, help="run directory; best a JEM trained on this source")
+    audit.add_argument("source", metavar="SOURCE", help="data set, as for train --data")
+    audit.add_argument("--out", type=Path, required=True, help="folder to write to")
+    audit.add_argument("--top", type=int, default=24, help="images of each kind on the sheet")
+    commands.add_subcommand("audit", audit, help="training images that deserve a second look")
+
     show = ArgumentParser(
         usage="jemstone demo [--out DIR] [--seed N]",
         description="A plain classifier and a JEM on digits, both evaluated, one report.",
