@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jemstone.commands import predict
+from jemstone.commands import audit, predict
 
-COMMANDS: tuple[ModuleType, ...] = (predict,)
+COMMANDS: tuple[ModuleType, ...] = (predict, audit)
 """In the order in which `jemstone --help` lists them, after those that make and measure runs."""
