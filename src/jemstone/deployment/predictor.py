@@ -18,6 +18,7 @@ from jemstone.deployment.abstention import typicality
 from jemstone.deployment.calibration import (
     Calibration,
     Policy,
+    Saved,
     Thresholds,
     load_calibration,
     save_calibration,
@@ -25,6 +26,7 @@ from jemstone.deployment.calibration import (
 )
 from jemstone.deployment.images import read_inputs
 from jemstone.deployment.locate import locate
+from jemstone.deployment.saving import save_model
 from jemstone.energy import marginal_energy
 from jemstone.errors import DataError, RunError
 from jemstone.execution import Execution
@@ -204,6 +206,24 @@ class Predictor:
             typicality=typicality(log_density, self.calibration.reference),
             thresholds=self.thresholds,
         )
+
+    def save(self, folder: str | Path, *, buffer: bool = False, license: str | None = None) -> Path:
+        """Make `folder` a slim run directory to hand on: what it takes to predict, evaluate and sample.
+
+        It holds the settings, the weights that are used (averaged ones where the run keeps them), the calibration,
+        where chains start, results.json, and a model card, README.md; the replay buffer if asked for. It has no
+        optimiser, so it cannot be resumed. Of paths, of the data and in the command, only the last part is kept:
+        whoever evaluates it has the data in the working directory, or passes it. A class Gaussian that weighs more
+        than the model keeps its leading directions alone. `license` is an identifier of the hub such as apache-2.0.
+
+        Raises RunError where `folder` is not free, DataError where the start of chains must be estimated again from
+        data that is gone.
+        """
+        return save_model(self.trained, self._saved, folder, buffer=buffer, license=license, name=None).path
+
+    @property
+    def _saved(self) -> Saved:
+        return Saved(self.calibration, self.policy, self.moments, self.trained.step)
 
     def save_calibration(self) -> None:
         """Keep calibration and policy in the run directory."""
