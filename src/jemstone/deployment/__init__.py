@@ -1,1 +1,1 @@
-"""Using a trained model: predict, abstain, serve, export."""
+"""Using a trained model: predictions that may say "I don't know"."""

@@ -203,7 +203,7 @@ class Predictor:
             class_names=self.trained.class_names,
             probabilities=scaled_probabilities(logits, self.calibration.temperature),
             log_density=log_density,
-            typicality=typicality(log_density, self.calibration.reference),
+            typicality=typicality(np.where(np.isnan(log_density), -np.inf, log_density), self.calibration.reference),
             thresholds=self.thresholds,
         )
 
