@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from jemstone.deployment.calibration import (
     save_calibration,
     scaled_probabilities,
 )
+from jemstone.deployment.hub import download, upload
 from jemstone.deployment.images import read_inputs
 from jemstone.deployment.locate import locate
 from jemstone.deployment.saving import save_model
@@ -220,6 +222,32 @@ class Predictor:
         data that is gone.
         """
         return save_model(self.trained, self._saved, folder, buffer=buffer, license=license, name=None).path
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        buffer: bool = False,
+        license: str | None = None,
+    ) -> str:
+        """Make OWNER/NAME of the Hugging Face hub what `save` writes, and return its address.
+
+        The repository is made if there is none, `private` or as its owner's default is. `token` defaults to that of
+        `hf auth login`. Raises RunError where the hub refuses or cannot be reached.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            save_model(self.trained, self._saved, folder, buffer=buffer, license=license, name=repo_id)
+            return upload(folder, repo_id, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id: str, *, revision: str | None = None, token: str | None = None, **options: Any
+    ) -> Predictor:
+        """The predictor of OWNER/NAME on the Hugging Face hub, at `revision`; `options` are those of `load`."""
+        return cls.load(download(repo_id, revision=revision, token=token), **options)
 
     @property
     def _saved(self) -> Saved:
