@@ -33,7 +33,9 @@ def save_model(
     if buffer and trained.buffer is None:
         raise ConfigError(f"{trained.run.path} has no replay buffer to save: leave out `buffer`.")
     start = _start(trained)  # may need the run's data: asked for before anything is written
-    run = Run.create(folder, {**without_paths(trained.run.info), "published": {"jemstone": __version__}})
+    info = without_paths(trained.run.info)
+    info["data"]["class_names"] = list(trained.class_names)  # no paths, whatever they look like
+    run = Run.create(folder, {**info, "published": {"jemstone": __version__}})
     tensors = {f"model/{key}": value for key, value in trained.model.network.state_dict().items()}
     if buffer and trained.buffer is not None:
         tensors["buffer/x"] = trained.buffer
