@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from jemstone.commands_export import export_parser, publish_parser
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
@@ -120,6 +121,9 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="of the chains")
     sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")
     commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
+
+    commands.add_subcommand("export", export_parser(), help="a run as ONNX, torch.export or safetensors")
+    commands.add_subcommand("publish", publish_parser(), help="a slim copy of a run, for others or for the hub")
 
     report = ArgumentParser(
         usage="jemstone report RUN [RUN ...] [--out FILE.html]",

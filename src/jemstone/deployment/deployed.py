@@ -34,6 +34,10 @@ class Deployed(nn.Module):
     Confidence is compared by its odds (1 - p) / p, which float32 resolves where p itself has become 1.
     """
 
+    mean: Tensor
+    rest: Tensor
+    std: Tensor
+
     def __init__(
         self, model: EnergyClassifier, temperature: float, thresholds: Thresholds, moments: Moments | None
     ) -> None:

@@ -70,19 +70,18 @@ def inputs_to_try(predictor: Predictor, count: int) -> Float[Tensor, "n ..."]:
     trained = predictor.trained
     rng = generator(0, "export", count)
     shape = (count, *trained.input_shape)
-    if predictor.moments is not None:
+    if predictor.moments is None:
+        level, contrast = torch.rand((2, count, *[1] * len(trained.input_shape)), generator=rng)
+        x = (level + contrast * (torch.rand(shape, generator=rng) - 0.5)).clamp(0, 1) * 2 - 1
+    else:
         x = torch.randn(shape, generator=rng)
-        if trained.buffer is not None:
-            x[::2] = trained.buffer[torch.randint(len(trained.buffer), (len(x[::2]),), generator=rng)]
-        mean, std = predictor.moments
-        rows: Tensor = (mean + std * x).float()
-        return rows
-    level, contrast = torch.rand((2, count, 1, 1, 1), generator=rng)
-    x: Tensor = (level + contrast * (torch.rand(shape, generator=rng) - 0.5)).clamp(0, 1)
     if trained.buffer is not None:
-        chains = trained.buffer[torch.randint(len(trained.buffer), (len(x[::2]),), generator=rng)]
-        x[::2] = (chains.clamp(-1, 1) + 1) / 2
-    return x
+        x[::2] = trained.buffer[torch.randint(len(trained.buffer), (len(x[::2]),), generator=rng)]
+    if predictor.moments is None:
+        return (x.clamp(-1, 1) + 1) / 2
+    mean, std = predictor.moments
+    rows: Tensor = (mean + std * x).float()
+    return rows
 
 
 def _check_decisions(predictor: Predictor, found: Mapping[str, NDArray[Any]], path: Path) -> None:
