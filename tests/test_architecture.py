@@ -18,7 +18,7 @@ FLOORS = (
     {"training"},
     {"evaluation", "deployment"},
 )
-ROOF = {"commands_export", "doctor", "console", "demo", "parsers", "cli", "__main__", "__init__"}
+ROOF = {"doctor", "commands", "console", "demo", "parsers", "cli", "__main__", "__init__"}
 REPORT_MAY = {"errors", "runs", "report"}
 PRINTERS = {"console.py", "demo.py", "cli.py"}
 LONGEST = 300

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
-from jemstone.commands_export import show_export, show_publish
+from jemstone import commands
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -288,10 +288,9 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "compare": _compare,
     "import": _import,
     "sample": _sample,
-    "export": show_export,
-    "publish": show_publish,
     "report": _report,
     "doctor": _doctor,
     "recipes": _recipes,
     "demo": _demo,
+    **{command.NAME: command.run for command in commands.COMMANDS},
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from jemstone.commands_export import export_parser, publish_parser
+from jemstone import commands as deployed
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
@@ -122,9 +122,6 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     sample.add_argument("--out", type=Path | None, help="PNG to write (default: in RUN/samples)")
     commands.add_subcommand("sample", sample, help="sample from a run as a grid of images")
 
-    commands.add_subcommand("export", export_parser(), help="a run as ONNX, torch.export or safetensors")
-    commands.add_subcommand("publish", publish_parser(), help="a slim copy of a run, for others or for the hub")
-
     report = ArgumentParser(
         usage="jemstone report RUN [RUN ...] [--out FILE.html]",
         description="One self-contained HTML file about one or several runs.",
@@ -156,6 +153,8 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+    for command in deployed.COMMANDS:
+        commands.add_subcommand(command.NAME, command.parser(), help=command.HELP)
     return parser
 
 

@@ -77,11 +77,9 @@ def inputs_to_try(predictor: Predictor, count: int) -> Float[Tensor, "n ..."]:
         x = torch.randn(shape, generator=rng)
     if trained.buffer is not None:
         x[::2] = trained.buffer[torch.randint(len(trained.buffer), (len(x[::2]),), generator=rng)]
-    if predictor.moments is None:
-        return (x.clamp(-1, 1) + 1) / 2
-    mean, std = predictor.moments
-    rows: Tensor = (mean + std * x).float()
-    return rows
+    mean, std = (0.5, 0.5) if predictor.moments is None else predictor.moments
+    inputs: Tensor = mean + std * (x.clamp(-1, 1) if predictor.moments is None else x)
+    return inputs.float()
 
 
 def _check_decisions(predictor: Predictor, found: Mapping[str, NDArray[Any]], path: Path) -> None:

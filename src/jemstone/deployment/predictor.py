@@ -186,6 +186,10 @@ class Predictor:
             predictor.save_calibration()
         return predictor
 
+    def with_policy(self, policy: Policy) -> Predictor:
+        """The same model and calibration with the lines drawn for another policy."""
+        return Predictor(self.trained, self.calibration, policy, self.moments)
+
     def __call__(self, inputs: Any) -> Predictions:
         """Predictions for one input or many: arrays, tensors, PIL images, paths, bytes, or a list (`read_inputs`)."""
         return self.predict(self.read(inputs))
