@@ -1,7 +1,7 @@
 """Ten labels per class, a thousand images without: the JEM learns p(x) from all of them, the classifier cannot.
 
 What one learns: a label of -1 says that there is none, and nothing else changes; such images train log p(x). With few
-labels that is where a density pays. The figure shows which test digits only one of the two gets right. This is one seed:
+labels that is where a density pays. The figure shows the test digits that only one of the two gets right. One seed:
 benchmarks/semi_supervised.py has several, and scikit-learn's label spreading on the same images.
 """
 

@@ -158,8 +158,8 @@ def test_counterfactuals(tmp_path):
     found = result("12", 100, tmp_path)
     for values in found.values():
         assert values["own probability"] > 0.8
-        assert 1 < values["distance"] < 8
-    assert found["jem-small"]["another network agrees"] > found["classifier-small"]["another network agrees"]
+        assert 1 < values["moved"] < 10
+    assert found["jem-small"]["nearest at"] < found["classifier-small"]["nearest at"]
     assert picture(tmp_path, "counterfactuals-jem-small.png") == (11 * 50 + 2, 10 * 50 + 2)
 
 
