@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
+from jemstone.commands_wrap import show_wrap
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -286,6 +287,7 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "import": _import,
+    "wrap": show_wrap,
     "sample": _sample,
     "report": _report,
     "doctor": _doctor,

@@ -45,6 +45,7 @@ class TrainConfig:
     Attributes:
         recipe: the preset that this configuration started from.
         seed: of every random stream in the run.
+        start_from: run directory whose weights the network starts from; read once, when the run starts.
         classifier_steps: steps at the beginning that train the class term alone.
         epochs: passes over the labelled training examples.
         steps: number of optimiser steps; overrides epochs.
@@ -67,6 +68,7 @@ class TrainConfig:
 
     recipe: str = "custom"
     seed: int = 0
+    start_from: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)

@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from jemstone.data import Dataset, labelled
-from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, Diverged
 from jemstone.execution import Execution
@@ -29,12 +28,13 @@ from jemstone.training.durable import restore_newest, save_state, share_of, stor
 from jemstone.training.environment import facts, ranks_of, warn_of_changes
 from jemstone.training.guard import check_evaluation
 from jemstone.training.initial_file import load_initial
-from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
+from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config, settled
 from jemstone.training.locate import require_finite
 from jemstone.training.loop import train_step
 from jemstone.training.ranks import from_first, replicate, require_same
 from jemstone.training.recovery import REFERENCE, Recovery
 from jemstone.training.setup import Trainer, join_ranks, make_buffer
+from jemstone.training.start_from import load_start
 from jemstone.training.state import TrainState
 from jemstone.training.validation import validate
 
@@ -74,7 +74,8 @@ class Session:
         """A new run.
 
         `data` defaults to what `config.data` names. `network`, any module from inputs to logits, takes the place of
-        `config.network`; it is trained in place. `run` is a directory to be made; without it nothing is written.
+        `config.network`; it is trained in place. With `config.start_from` (see `starting_from`) its weights are those
+        of that run, which is not needed again. `run` is a directory to be made; without it nothing is written.
         What is given as an object must be given again to resume, evaluate or load the run.
         """
         if run is not None:
@@ -82,15 +83,17 @@ class Session:
         fabric = join_ranks(config)
         if data is None:
             data = load_data(config)
-            config = config.with_values(data={"source": absolute_source(config.data.source)})
         else:
             data = check_dataset(data)
             config = config.with_values(data={"source": CUSTOM})
         if network is not None:
-            config = config.with_values(network={"name": CUSTOM})
+            config = config.with_values(network={"name": CUSTOM, "definition": ""})
+        config = settled(config, data.num_classes)
         if fabric.world_size > 1:
             require_same((config.to_dict(), data.digest()), "settings and data", fabric)
         model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
+        if config.start_from:
+            load_start(model, config.start_from)
         total = config.total_steps(len(labelled(data.train)), fabric.world_size)
         execution, reason = agreed_execution(model, config, data.input_shape, total, fabric)
         trainer = Trainer.create(data, config, fabric, execution=execution)
@@ -116,8 +119,8 @@ class Session:
         if "imported" in directory.info:
             raise CheckpointError(
                 f"{directory.path} was imported from {directory.info['imported']['file']}, which holds weights and no "
-                "optimiser state, so there is nothing to resume. Evaluate it, sample from it, or train on from its "
-                "weights in a new run: Session.start(config, data, load_trained(run).model.network, run=...)."
+                "optimiser state, so there is nothing to resume. Evaluate it, or train on from its weights in a new "
+                f"run: jemstone train RECIPE --from {directory.path}"
             )
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)

@@ -29,8 +29,9 @@ class NetworkConfig:
     """Which network gives the logits.
 
     Attributes:
-        name: `wrn-DEPTH-WIDTH`, `resnet9-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`, or `custom` for a module of
-            your own.
+        name: `wrn-DEPTH-WIDTH`, `resnet9-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`; `timm:NAME`,
+            `hf:FOLDER_OR_ID` or `py:FILE.py:FUNCTION`, for which norm, dropout and activation say nothing; or `custom`
+            for a module of your own.
         norm: normalisation layers.
         dropout: probability of dropping a unit, in train mode only.
         activation: the nonlinearity.
@@ -38,7 +39,9 @@ class NetworkConfig:
         statistics: which statistics BatchNorm uses while weights are trained. `batch`: each batch its own, and only
             data moves the running averages (JEM++). `shared`: real images and negatives are one batch. `separate`:
             each its own, with a second set of running averages for negatives and chains. `frozen`: the running
-            averages of the classifier phase, which `classifier_steps` or your own network brings (DAT).
+            averages of the classifier phase, which `classifier_steps`, `start_from` or your own network brings (DAT).
+        definition: of a network of timm or transformers, as JSON: found when the run starts, so that it can be loaded
+            though its source has gone.
     """
 
     name: str = "conv-32"
@@ -47,6 +50,7 @@ class NetworkConfig:
     activation: Literal["leaky_relu", "silu", "relu"] = "leaky_relu"
     spectral_norm: bool = False
     statistics: Literal["batch", "shared", "separate", "frozen"] = "batch"
+    definition: str = ""
 
 
 @dataclass(frozen=True)
