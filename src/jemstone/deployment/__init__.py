@@ -1,1 +1,1 @@
-"""Using a trained model."""
+"""Using a trained model: predictions that may say "I don't know"."""
