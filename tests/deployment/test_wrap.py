@@ -1,6 +1,7 @@
 """A trained classifier becomes a run that computes what it computed, and loads without where it came from."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from jemstone.cli import main
 from jemstone.data import Dataset, Split, load_dataset, to_box
+from jemstone.deployment.predictor import Predictor
 from jemstone.deployment.wrap import wrap
 from jemstone.errors import CheckpointError, ConfigError, RunError
 from jemstone.networks import Adapted
@@ -280,8 +282,21 @@ def test_the_command(weights, tmp_path, capsys):
     torch.save(weights.state_dict(), tmp_path / "w.pt")
     name, run = f"py:{tmp_path / 'nets.py'}:plain", str(tmp_path / "run")
     assert main(["wrap", name, "--data", "digits", "--out", run, "--weights", str(tmp_path / "w.pt")]) == 0
-    assert "Next: jemstone evaluate" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Next: jemstone evaluate" in told
+    rows = dict(re.findall(r"^  (\S.*?)  +(\S.*)$", told, re.MULTILINE))
+    predictor = Predictor.load(run)
+    split = load_dataset("digits", validation=0.5).validation
+    assert int(rows["calibration examples"]) == len(split)
+    assert float(rows["accuracy on them"]) == pytest.approx(accuracy(predictor.trained, split), abs=6e-4)
+    assert float(rows["temperature"]) == pytest.approx(predictor.calibration.temperature, abs=6e-4)
+    assert float(rows["AUROC against uniform noise: energy"]) <= 1
+    assert predictor(split.inputs[:50]).accepted.mean() > 0.5
     assert accuracy(load_trained(run), load_dataset("digits").test) > 0.9
+    torch.save({k: v.roll(1, 0) for k, v in weights.state_dict().items()}, tmp_path / "rolled.pt")
+    rolled = ["--weights", str(tmp_path / "rolled.pt"), "--ood", "digits"]
+    assert main(["wrap", name, "--data", "digits", "--out", run + "rolled", *rolled]) == 0
+    assert "Hardly better than chance: is output i" in capsys.readouterr().out
     assert main(["wrap", name, "--data", "digits", "--out", run + "2", "--classes", "1,x"]) == 1
     assert "--classes takes numbers" in capsys.readouterr().err
     assert main(["train", "--resume", run]) == 1
