@@ -291,7 +291,7 @@ def test_the_command(weights, tmp_path, capsys):
     assert float(rows["accuracy on them"]) == pytest.approx(accuracy(predictor.trained, split), abs=6e-4)
     assert float(rows["temperature"]) == pytest.approx(predictor.calibration.temperature, abs=6e-4)
     assert float(rows["AUROC against uniform noise: energy"]) <= 1
-    assert predictor(split.inputs[:50]).accepted.mean() > 0.5
+    assert predictor.predict(split.inputs[:50]).accepted.mean() > 0.5
     assert accuracy(load_trained(run), load_dataset("digits").test) > 0.9
     torch.save({k: v.roll(1, 0) for k, v in weights.state_dict().items()}, tmp_path / "rolled.pt")
     rolled = ["--weights", str(tmp_path / "rolled.pt"), "--ood", "digits"]

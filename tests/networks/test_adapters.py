@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jemstone.data.sources import LUMINANCE as OF_DATA
-from jemstone.data.sources import _to_channels
+from jemstone.data.fit import LUMINANCE as OF_DATA
+from jemstone.data.fit import to_channels
 from jemstone.errors import ConfigError
 from jemstone.networks import Adapted
 from jemstone.networks.adapters import LUMINANCE
@@ -51,7 +51,7 @@ def test_grey_and_rgb_are_converted_as_data_is(of_data, of_network):
     network = Seen()
     x = images(of_data)
     Adapted(network, channels=of_network)(x)
-    torch.testing.assert_close(network.x, _to_channels(x, of_network, ""))
+    torch.testing.assert_close(network.x, to_channels(x, of_network, ""))
 
 
 @pytest.mark.parametrize("side", [4, 17])

@@ -107,6 +107,8 @@ class TrainConfig:
         at_least("classifier_steps", self.classifier_steps, 0)
         if self.classifier_steps and not self.weights.class_nll:
             raise ConfigError("classifier_steps train the class term alone, and weights.class_nll is 0: set one to 0.")
+        if self.weights.margin and self.progressive.share:
+            raise ConfigError("weights.margin and progressive.share do not go together: margins are of full size.")
         if self.attack.radius and not self.weights.class_nll:
             raise ConfigError("attack.radius makes the class term adversarial, and weights.class_nll is 0.")
         if self.compile == "on" and not self.weights.generative:

@@ -50,10 +50,13 @@ def settled(config: TrainConfig, num_classes: int) -> TrainConfig:
     with seeded(config.seed, "definition"):  # a network is made to look at it
         found = network.definition or definition_of(network.name, num_classes)
     start_from = str(Path(config.start_from).expanduser().resolve()) if config.start_from else ""
-    source = config.data.source
+    source, outliers = config.data.source, config.data.outliers
     return config.with_values(
         start_from=start_from,
-        data={"source": source if source == CUSTOM else absolute_source(source)},
+        data={
+            "source": source if source == CUSTOM else absolute_source(source),
+            "outliers": absolute_source(outliers) if outliers else "",
+        },
         network={"name": absolute_network(network.name), "definition": found},
     )
 

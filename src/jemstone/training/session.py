@@ -31,6 +31,7 @@ from jemstone.training.initial_file import load_initial
 from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config, settled
 from jemstone.training.locate import require_finite
 from jemstone.training.loop import train_step
+from jemstone.training.outliers import digest_of, load_outliers, measured_margins, outliers_of_run
 from jemstone.training.ranks import from_first, replicate, require_same
 from jemstone.training.recovery import REFERENCE, Recovery
 from jemstone.training.setup import Trainer, join_ranks, make_buffer
@@ -94,13 +95,19 @@ class Session:
         model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
         if config.start_from:
             load_start(model, config.start_from)
+        outliers = load_outliers(config, data)
+        if outliers is not None and not config.data.margins:
+            found = from_first(lambda: measured_margins(model, data, outliers), fabric)
+            config = config.with_values(data={"margins": tuple(found)})
         total = config.total_steps(len(labelled(data.train)), fabric.world_size)
         execution, reason = agreed_execution(model, config, data.input_shape, total, fabric)
-        trainer = Trainer.create(data, config, fabric, execution=execution)
+        trainer = Trainer.create(data, config, fabric, execution=execution, outliers=outliers)
         state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
             info = {**facts(config, data, fabric), "execution": asdict(execution)}
+            if outliers is not None:
+                info["data"]["outliers"] = digest_of(outliers)
             directory = from_first(lambda: Run.create(run, info), fabric)
         session = cls(config, data, state, trainer, directory)
         session._event("started", 0, execution=str(execution), reason=reason)
@@ -130,7 +137,8 @@ class Session:
         # Runs from before there was a choice hold none.
         chosen = directory.info.get("execution")
         execution = as_configured(config) if chosen is None else Execution(**chosen)
-        trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory))
+        outliers = outliers_of_run(directory, config, data)
+        trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory), outliers)
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)
         restore_newest(directory, state, trainer)

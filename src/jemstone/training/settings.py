@@ -17,11 +17,22 @@ class DataConfig:
         source: `digits`, a .npz file, a folder of class folders, a CIFAR folder, or `hf:NAME`.
         validation: share of the training set held out for every selection.
         limit: use this many training examples only.
+        outliers: a source of inputs that are not of the data, for weights.margin; its training split is used, labels
+            are not.
+        margins: energies, in nats, that data should lie below and outliers above. Left empty, the two are measured on
+            the network that training starts from (`measured_margins`), and kept here.
     """
 
     source: str = "digits"
     validation: float = 0.1
     limit: int | None = None
+    outliers: str = ""
+    margins: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "margins", tuple(self.margins))
+        if self.margins and not (len(self.margins) == 2 and -math.inf < self.margins[0] < self.margins[1] < math.inf):
+            raise ConfigError(f"data.margins are two energies, the lower one first; got {list(self.margins)}.")
 
 
 @dataclass(frozen=True)

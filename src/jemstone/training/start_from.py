@@ -19,7 +19,8 @@ def starting_from(config: TrainConfig, run: str | Path) -> TrainConfig:
     """
     before, _ = read_config(Run(run))
     network = replace(before.network, statistics=config.network.statistics)
-    return replace(config, start_from=str(run), network=network, data=before.data)
+    data = replace(before.data, outliers=config.data.outliers, margins=config.data.margins)
+    return replace(config, start_from=str(run), network=network, data=data)
 
 
 def load_start(model: EnergyClassifier, run: str) -> None:
