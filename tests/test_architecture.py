@@ -13,7 +13,7 @@ FLOORS = (
     {"execution", "runs"},
     {"energy"},
     {"networks", "data"},
-    {"sampling"},
+    {"sampling", "margins"},
     {"objective"},
     {"training"},
     {"evaluation", "deployment"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jemstone.commands import audit, export, predict, publish
+from jemstone.commands import audit, export, predict, publish, wrap
 
-COMMANDS: tuple[ModuleType, ...] = (predict, audit, export, publish)
+COMMANDS: tuple[ModuleType, ...] = (wrap, predict, audit, export, publish)
 """In the order in which `jemstone --help` lists them, after those that make and measure runs."""

@@ -192,6 +192,17 @@ _SADA_JEM_SMALL = _JEMPP_SMALL.with_values(
     optimizer={"sam_rho": 0.5, "sam_adaptive": True},
 )
 
+# Liu et al. fine-tune a trained classifier for 10 epochs at 1e-3 with a cosine, and let BatchNorm see data and outliers
+# as one batch. Frozen, as here, its energies while training are those that it will have in use.
+_ENERGY_FINETUNE = TrainConfig(
+    recipe="energy-finetune",
+    network=NetworkConfig(statistics="frozen"),
+    weights=LossWeights(class_nll=1.0, margin=0.1),
+    optimizer=OptimizerConfig("sgd", 1e-3, weight_decay=5e-4, schedule="cosine"),
+    epochs=10,
+    batch_size=128,
+)
+
 RECIPES: dict[str, Recipe] = {
     "classifier": Recipe(
         _CLASSIFIER,
@@ -248,6 +259,11 @@ RECIPES: dict[str, Recipe] = {
         _JEM_VECTORS,
         "JEM for tables on a CPU: 10 Langevin steps at T = 0.1 from class Gaussians, on standardised columns.",
         "jemstone",
+    ),
+    "energy-finetune": Recipe(
+        _ENERGY_FINETUNE,
+        "Starts from a trained network (--from RUN); pushes outliers' energies up, with --data.outliers SOURCE.",
+        "Liu et al., NeurIPS 2020",
     ),
     "dat-small": Recipe(
         _DAT_SMALL, "Dual adversarial training on the small network, without BatchNorm.", "jemstone, after DAT 2025"
