@@ -203,6 +203,17 @@ _ENERGY_FINETUNE = TrainConfig(
     batch_size=128,
 )
 
+# The class term leads, so that a few hundred steps teach where data end and unteach no class. A classifier's energies
+# are tens of nats apart to begin with, so that the limit of the gap is wider than for a start from nothing.
+_JEM_FINETUNE = _JEMSTONE_SMALL.with_values(
+    recipe="jem-finetune",
+    weights={"class_nll": 80.0, "energy_l2": 0.01},
+    optimizer={"learning_rate": 5e-4, "warmup_steps": 50},
+    limits={"median_gap": 60.0},
+    augment={"noise": 0.03},
+    steps=300,
+)
+
 RECIPES: dict[str, Recipe] = {
     "classifier": Recipe(
         _CLASSIFIER,
@@ -258,6 +269,11 @@ RECIPES: dict[str, Recipe] = {
     "jem-vectors": Recipe(
         _JEM_VECTORS,
         "JEM for tables on a CPU: 10 Langevin steps at T = 0.1 from class Gaussians, on standardised columns.",
+        "jemstone",
+    ),
+    "jem-finetune": Recipe(
+        _JEM_FINETUNE,
+        "Starts from a trained classifier of small images (--from RUN); a few hundred steps make a JEM of it.",
         "jemstone",
     ),
     "energy-finetune": Recipe(
