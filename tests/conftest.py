@@ -13,6 +13,6 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 install_import_hook("jemstone", "typecheck.checked")
 
-from jemstone.networks.torchvision_ops import make_importable
+from jemstone.networks.torchvision_ops import make_importable  # noqa: E402  (after the hook)
 
 make_importable()  # before any test imports torchmetrics, which imports torchvision

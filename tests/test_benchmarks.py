@@ -158,3 +158,22 @@ def test_abstention_measures_rankings_and_laws(tmp_path):
         assert found["aurc"]["test"]["best possible"] < found["error_rate"]
         assert {"test accepted", "error", "turned by 90 degrees accepted"} < found["rule"].keys()
     assert "<svg" in figure.read_text()
+
+
+def test_estimator_compares_every_model_on_the_same_rows(tmp_path):
+    out = tmp_path / "estimator.json"
+    printed = run("estimator.py", "--quick", "--workers", "1", "--rows", tmp_path / "rows.jsonl", "--json", out)
+    assert "| accuracy | random forest | " in printed
+    written = json.loads(out.read_text())
+    assert written["steps"] == 20
+    found = written["summary"]["iris"]
+    for model in ("JEM", "logistic regression", "random forest"):
+        assert found[f"{model}/accuracy"][0] > 0.6
+        assert 0 <= found[f"{model}/ece"][0] < 0.7
+    for model in ("JEM", "isolation forest", "Gaussian mixture"):
+        for kind in ("held-out class", "shuffled", "uniform"):
+            mean, spread = found[f"{model}/{kind}"]
+            values = [row[f"{model}/{kind}"] for row in written["rows"]]
+            assert mean == pytest.approx(sum(values) / 2, abs=1e-4)
+            assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
+    assert found["Gaussian mixture/uniform"][0] > 0.9

@@ -63,6 +63,11 @@ class EnergyClassifier(nn.Module):
             )
         return logits
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the CPU for a model without parameters."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """E(x), or E(x, y) where class indices `y` (b,) are given; nats, (b,)."""
         logits = self(x)

@@ -5,7 +5,8 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from jemstone.evaluation.temperature import BOUNDS, fit_temperature, temperature
+from jemstone.evaluation.temperature import temperature
+from jemstone.temperature import BOUNDS, fit_temperature
 
 
 def calibrated(n, classes=4, seed=0):

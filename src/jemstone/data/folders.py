@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from jemstone.data.decode import decode
 from jemstone.data.raw import Examples, Source
 from jemstone.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_NAMES = ("test", "validation", "val")
 """The names of a test split in order of preference: a validation split serves where no test split exists."""
-GREY_MODES = ("1", "L", "LA")
-COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 def read_folder(root: Path, *, test_only: bool) -> Source:
@@ -78,7 +75,7 @@ def read_images(files: Iterable[tuple[str, Path | io.BytesIO]]) -> NDArray[np.ui
     arrays: list[NDArray[np.uint8]] = []
     first = ""
     for name, file in files:
-        array = _decode(name, file)
+        array = decode(name, file)
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
             sizes = [f"{shape[1]}x{shape[0]}" for shape in (arrays[0].shape, array.shape)]
             raise DataError(
@@ -94,18 +91,6 @@ def read_images(files: Iterable[tuple[str, Path | io.BytesIO]]) -> NDArray[np.ui
     for row, array in zip(stacked, arrays, strict=True):
         row[:] = array
     return stacked
-
-
-def _decode(name: str, file: Path | io.BytesIO) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in GREY_MODES + COLOUR_MODES:
-                raise DataError(f"{name} has the pixel format {image.mode}. Convert it to 8 bits a channel.")
-            grey = image.mode in GREY_MODES
-            array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be read as an image ({error}). Replace or remove the file.") from error
-    return array[:, :, None] if grey else array
 
 
 def _folders(root: Path) -> list[Path]:

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from jemstone.data.cifar import find_cifar, read_cifar
-from jemstone.data.dataset import BOX, UNLABELLED, Dataset, Moments, Split, standardise, to_box
+from jemstone.data.dataset import UNLABELLED, Dataset, Moments, Split, standardise
+from jemstone.data.fit import fit_images
 from jemstone.data.folders import read_folder
 from jemstone.data.huggingface import read_huggingface
 from jemstone.data.npz import read_npz
@@ -47,8 +47,6 @@ POSSIBLE = (
     "digits, a .npz file, a folder of class folders, the CIFAR-10 or CIFAR-100 python folder, or hf:NAME for a set of "
     "the Hugging Face hub"
 )
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601, as pillow has them)."""
 
 
 def load_dataset(source: str, *, validation: float = 0.1, seed: int = 0, limit: int | None = None) -> Dataset:
@@ -145,21 +143,7 @@ def load_inputs(source: str, input_shape: tuple[int, ...], *, moments: Moments |
         if moments is None:
             raise ConfigError("Vectors need `moments`, the mean and deviation of the training data: dataset.moments.")
         return standardise(inputs, moments)
-    images = _to_channels(to_box(inputs), input_shape[0], where)
-    if images.shape[2:] != input_shape[1:]:
-        size = list(input_shape[1:])
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp_(*BOX)
-    return images
-
-
-def _to_channels(images: Tensor, channels: int, where: str) -> Tensor:
-    if images.shape[1] == channels:
-        return images
-    if (images.shape[1], channels) == (1, 3):
-        return images.repeat(1, 3, 1, 1)
-    if (images.shape[1], channels) == (3, 1):
-        return (images * torch.tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
-    raise DataError(f"{where}. Only grey (1 channel) and RGB (3) are converted: store the images with {channels}.")
+    return fit_images(inputs, input_shape, where)
 
 
 def _test_split(labels: NDArray[np.int64], part: Examples) -> tuple[Indices, Indices]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from jemstone.data.dataset import to_box, to_box_radius
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError, DataError, MissingExtra
-from jemstone.evaluation.forward import device_of, in_batches
+from jemstone.evaluation.forward import in_batches
 from jemstone.rng import seeded
 from jemstone.training.adversarial import STEP, log_odds_loss
 
@@ -181,7 +181,7 @@ def pgd(
         "l2": foolbox.attacks.L2ProjectedGradientDescentAttack,
     }
     attack = kinds[norm](rel_stepsize=STEP / steps, steps=steps, random_start=True)
-    device = device_of(model)
+    device = model.device
     target = foolbox.PyTorchModel(model, bounds=box, device=device)  # without a device it would move the model to cuda
 
     def loss_of(target: Any, labels: Any) -> Callable[[Any], Any]:

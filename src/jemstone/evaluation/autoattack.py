@@ -19,7 +19,6 @@ from torch import Tensor
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import MissingExtra
 from jemstone.evaluation.attacks import Norm
-from jemstone.evaluation.forward import device_of
 from jemstone.rng import generator, seeded
 
 STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -56,7 +55,7 @@ def autoattack(
     Deterministic given seed and batch size. Global random state, logging and tracing are left as they were. Raises
     MissingExtra without pyautoattack.
     """
-    device, made = device_of(model), library().AutoAttack
+    device, made = model.device, library().AutoAttack
     with _alone(device):
         attack = made(in_pixels(model, box), norm=SPELLING[norm], eps=eps, seed=_seed(seed, norm, eps), device=device)
         attack.attacks_to_run = members(classes, norm, (int(x.shape[2]), int(x.shape[3])))
@@ -90,7 +89,7 @@ def square(
     batch_size: int,
 ) -> Float[Tensor, "n c h w"]:
     """What Square finds in L-infinity with `queries` forward passes per image, its schedule fitted to that budget."""
-    device = device_of(model)
+    device = model.device
     library()
     from pyautoattack.square import SquareAttack
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from jemstone.data.dataset import to_box
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import ConfigError
-from jemstone.evaluation.forward import device_of, frozen
+from jemstone.evaluation.forward import frozen
 from jemstone.evaluation.scores import Score, log_density
 
 
@@ -34,7 +34,7 @@ class ScoreDetector:
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
-        return device_of(self.model)
+        return self.model.device
 
     def to(self, device: torch.device | str) -> ScoreDetector:
         """Moves the model, and returns itself."""

@@ -28,16 +28,11 @@ def frozen(model: EnergyClassifier) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def device_of(model: EnergyClassifier) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def in_batches(
     function: Callable[[EnergyClassifier, Tensor], Tensor], model: EnergyClassifier, inputs: Tensor, batch_size: int
 ) -> Float[np.ndarray, "n ..."]:
     """`function(model, x)` over all inputs, stored ones (uint8) included, as float64 on the CPU."""
-    device = device_of(model)
+    device = model.device
     with torch.no_grad():
         starts = range(0, len(inputs), batch_size)
         parts = [function(model, to_box(inputs[i : i + batch_size].to(device))).cpu().double() for i in starts]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from jemstone.data.dataset import to_box_radius
 from jemstone.energy import EnergyClassifier
-from jemstone.evaluation.forward import device_of
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.section import Warned
 from jemstone.rng import generator
@@ -34,7 +33,7 @@ def gradient_missing(
     model: EnergyClassifier, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], batch_size: int
 ) -> Bool[Tensor, " n"]:
     """Where the gradient in x of the attack's loss is zero in every entry, or not finite in some; on the CPU."""
-    device = device_of(model)
+    device = model.device
     parts = [torch.zeros(0, dtype=torch.bool)]
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
@@ -62,7 +61,7 @@ def random_search(
     """The weakest black box: `queries` random corners of the L-infinity ball, cut off at the box; the first that
     breaks an input, or the input itself.
     """
-    device, radius = device_of(model), to_box_radius(eps, box)
+    device, radius = model.device, to_box_radius(eps, box)
     moved = x.clone()
     for start in range(0, len(x), batch_size):
         rng = generator(seed, "random-search", str(eps), start)

@@ -26,7 +26,8 @@ from jemstone.evaluation.forward import in_batches
 from jemstone.evaluation.intervals import Result
 from jemstone.evaluation.sanity import require_classes, require_test_split, sanity_warnings
 from jemstone.evaluation.section import Arrays, Common, Section, Subject, Work
-from jemstone.evaluation.temperature import BOUNDS, temperature
+from jemstone.evaluation.temperature import temperature
+from jemstone.temperature import BOUNDS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from torch import Tensor
 from jemstone.data import Dataset
 from jemstone.energy import EnergyClassifier
 from jemstone.evaluation.extractors import Extractor
-from jemstone.evaluation.forward import device_of
 from jemstone.evaluation.intervals import Result
 from jemstone.networks.modes import statistics_of_negatives
 from jemstone.rng import generator
@@ -114,7 +113,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are; the CPU for a model without parameters."""
-        return device_of(self.model)
+        return self.model.device
 
     def sample(
         self, labels: Int[Tensor, " n"], rng: torch.Generator, *, by_class: bool = False, steps: int | None = None

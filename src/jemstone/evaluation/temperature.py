@@ -1,55 +1,16 @@
-"""Temperature scaling: p(y|x) = softmax(f(x) / T)_y, with one number T > 0 for all inputs (Guo et al., ICML 2017).
-
-T moves no decision, only confidences. As energies it is the temperature of the joint density exp(-E(x, y) / T).
-"""
+"""The temperature that calibrates a model, with its interval."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
 
 from jemstone.evaluation.intervals import Result, bootstrap
-
-BOUNDS = (1e-3, 1e3)
-"""Where T is looked for. A fit that ends at a bound has no minimum in between."""
-
-
-def fit_temperature(logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
-    """The T in `BOUNDS` of the smallest mean of -log softmax(f(x) / T)_y.
-
-    The mean is convex in 1 / T, so there is one minimum at most. There is none where every label has the largest logit
-    (T = 0 would be best), nor where labels and logits are unrelated (T = infinity): T is then the bound.
-    """
-    return _fit(_gaps(logits, labels))
+from jemstone.temperature import fit_gaps, label_gaps
 
 
 def temperature(
     logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], *, seed: int = 0, resamples: int = 200
 ) -> Result:
     """`fit_temperature` with its bootstrap interval, as result `temperature`; one fit per resample."""
-    return bootstrap("temperature", _fit, _gaps(logits, labels), seed=seed, resamples=resamples)
-
-
-def _gaps(logits: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
-    """f_c - f_y: all that the likelihood depends on."""
-    wide = logits.astype(np.float64)
-    gaps: Float[np.ndarray, "n k"] = wide - wide[np.arange(len(labels)), labels][:, None]
-    return gaps
-
-
-def _fit(gaps: Float[np.ndarray, "n k"]) -> float:
-    largest = gaps.max(axis=1)
-    rest = gaps - largest[:, None]
-
-    def loss(log_temperature: float) -> float:
-        scale = math.exp(-log_temperature)
-        return float((largest * scale + np.log(np.exp(rest * scale).sum(axis=1))).mean())
-
-    low, high = math.log(BOUNDS[0]), math.log(BOUNDS[1])
-    inside = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    # The search never tries the bounds themselves; they come first, so that they win on a plateau.
-    candidates = {BOUNDS[0]: loss(low), BOUNDS[1]: loss(high), math.exp(inside): loss(inside)}
-    return min(candidates, key=candidates.__getitem__)
+    return bootstrap("temperature", fit_gaps, label_gaps(logits, labels), seed=seed, resamples=resamples)

@@ -119,6 +119,8 @@ class Session:
                 "optimiser state, so there is nothing to resume. Evaluate it, sample from it, or train on from its "
                 "weights in a new run: Session.start(config, data, load_trained(run).model.network, run=...)."
             )
+        if "published" in directory.info:
+            raise CheckpointError(f"{directory.path} is a copy that was handed on, without the state to resume from.")
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
         fabric = join_ranks(config)

@@ -1,0 +1,34 @@
+"""From what a user calls a model to its run directory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jemstone.errors import RunError
+
+PRETRAINED = ("digits", "fashion-mnist")
+"""Small models that come with jemstone; how each was made is in its README.md."""
+_FOLDER = Path(__file__).parent.parent / "pretrained"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def locate(source: str | Path) -> Path:
+    """The run directory that `source` names.
+
+    An existing path comes first; then the models of `PRETRAINED`, by name; then OWNER/NAME, a model that was pushed to
+    the Hugging Face hub, which is downloaded and kept in its cache.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if str(source) in PRETRAINED:
+        return _FOLDER / str(source)
+    if _HUB_ID.fullmatch(str(source)):
+        from jemstone.deployment.hub import download
+
+        return download(str(source))
+    raise RunError(
+        f"{str(source)!r} is neither a run directory nor a model that comes with jemstone "
+        f"({', '.join(PRETRAINED)}) nor OWNER/NAME of the Hugging Face hub."
+    )
