@@ -131,6 +131,15 @@ def test_compare_runs():
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
 
 
+def test_abstain():
+    found = result("10", 150)
+    assert found["digits"]["refused as unlike"] < 0.25  # 0.1 is asked for, of 180 held-out digits and 180 new ones
+    assert found["digits"]["accepted"] > 0.7
+    assert found["turned"]["accepted"] < 0.2
+    assert found["error"] < 0.08
+    assert found["coverage"] > 0.87
+
+
 def test_sklearn():
     found = result("09", 100)
     assert found["outliers"][1.0] > found["outliers"][0.0] + 0.03
