@@ -24,9 +24,7 @@ def serve_parser() -> ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="run directory, name, or OWNER/NAME")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others than this machine: 0.0.0.0")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0: any that is free")
-    parser.add_argument(
-        "--token", type=str | None, help="environment variable or file with the token that clients need"
-    )
+    parser.add_argument("--token", type=str | None, help="environment variable, or file, with the token to ask for")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the model computes")
     for name in ("error", "rejection", "coverage"):
         parser.add_argument(f"--{name}", type=float | None, help=f"policy.{name} (default: as calibrated)")

@@ -111,10 +111,10 @@ def prediction_answers(found: Predictions) -> list[PredictionAnswer]:
         PredictionAnswer(
             label=one.label,
             index=one.index,
-            probability=_number(one.probability),
-            probabilities=dict(zip(found.class_names, map(_number, row.tolist()), strict=True)),
-            log_density=_number(one.log_density),
-            typicality=_number(one.typicality) if math.isfinite(one.log_density) else None,
+            probability=finite(one.probability),
+            probabilities=dict(zip(found.class_names, map(finite, row.tolist()), strict=True)),
+            log_density=finite(one.log_density),
+            typicality=finite(one.typicality) if math.isfinite(one.log_density) else None,
             accepted=one.accepted,
             reason=one.reason,
             candidates=list(one.candidates),
@@ -146,5 +146,6 @@ def _encoded(picture: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
-def _number(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number that JSON has, or None."""
     return value if math.isfinite(value) else None

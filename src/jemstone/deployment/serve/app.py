@@ -92,14 +92,13 @@ def make_app(
     async def decode(work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(decoders, work, *arguments)
 
-    @app.post("/v1/predict", **documented(PredictAnswer, PredictRequest, form=True))
     async def predict(request: Request) -> Response:
         """Label, calibrated probabilities, log density and an 'I don't know', for one input or many."""
 
         def tensor(body: bytes) -> Any:
             kind = request.headers.get("content-type", "")
             if kind.lower().startswith(FORM):
-                return inputs.read(inputs.files_of_form(body, kind), None, predictor, settings)
+                return inputs.read(inputs.files_of_form(body, kind, settings), None, predictor, settings)
             asked = parse(body, PredictRequest)
             return inputs.read(asked.inputs, asked.scale, predictor, settings)
 
@@ -109,7 +108,6 @@ def make_app(
         metrics.predicted(found)
         return json_answer(PredictAnswer(name, prediction_answers(found)))
 
-    @app.post("/v1/sample", **documented(SampleAnswer, SampleRequest, png=True, chains=True))
     async def sample(request: Request) -> Response:
         """Fresh samples of the model's density; with Accept: image/png as one picture."""
         chains.require()
@@ -121,7 +119,6 @@ def make_app(
             return Response(picture, media_type="image/png")
         return json_answer(answer)
 
-    @app.post("/v1/counterfactual", **documented(CounterfactualAnswer, CounterfactualRequest, chains=True))
     async def counterfactual(request: Request) -> Response:
         """What the model would change in an image to see other classes."""
         chains.require()
@@ -134,26 +131,33 @@ def make_app(
             asked, x = await decode(asked_and_image, body)
         return json_answer(await _unless_gone(request, chains.run(lambda: chains.counterfactuals(asked, x))))
 
-    @app.get("/v1/model", **documented(ModelFacts))
     async def model_facts() -> Response:
         """What is served: classes, input shape, thresholds, limits, and where held-out log densities lie."""
         return Response(facts, media_type=JSON)
 
-    @app.get("/healthz", **documented(HealthAnswer))
     async def health() -> Response:
         """The server answers."""
         return json_answer(HealthAnswer("ok"))
 
-    @app.get("/metrics", include_in_schema=False)
     async def metrics_text() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", include_in_schema=False)
     async def page() -> Response:
         if not (web / "index.html").is_file():
             raise Refused("not_found", "This installation has no page.")
         return FileResponse(web / "index.html", headers={"Cache-Control": "no-cache"})
 
+    def route(path: str, method: str, endpoint: Any, **details: Any) -> None:
+        app.add_api_route(path, endpoint, methods=[method], **(details or {"include_in_schema": False}))
+
+    route("/v1/predict", "POST", predict, **documented(PredictAnswer, PredictRequest, form=True))
+    route("/v1/sample", "POST", sample, **documented(SampleAnswer, SampleRequest, png=True, chains=True))
+    asked_for_change = documented(CounterfactualAnswer, CounterfactualRequest, chains=True)
+    route("/v1/counterfactual", "POST", counterfactual, **asked_for_change)
+    route("/v1/model", "GET", model_facts, **documented(ModelFacts))
+    route("/healthz", "GET", health, **documented(HealthAnswer))
+    route("/metrics", "GET", metrics_text)
+    route("/", "GET", page)
     if web.is_dir():
         app.mount("/static", StaticFiles(directory=web), name="static")
     describe(app, protected=token is not None)

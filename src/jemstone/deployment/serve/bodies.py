@@ -35,9 +35,7 @@ class Bodies:
             raise Refused("unsupported_type", f"The content type is {kind[:80]!r}; it must be {' or '.join(types)}.")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Refused("unsupported_type", "The body has a content encoding: send it as it is.")
-        too_large = Refused(
-            "too_large", f"The body has more than {settings.max_bytes:,} bytes, the most that is taken."
-        )
+        too_large = Refused("too_large", f"The body has more than {settings.max_bytes:,} bytes, the most there may be.")
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced[:18]) > settings.max_bytes:
             raise too_large

@@ -110,7 +110,7 @@ class Chains:
             if not 0 <= index < len(names):
                 raise Refused(
                     "invalid_input",
-                    f"labels: {label!r} is no class. Give numbers from 0 to {len(names) - 1}, or names (GET /v1/model).",
+                    f"labels: {label!r} is no class. Give numbers from 0 to {len(names) - 1}, or names.",
                 )
             found.append(index)
         return found

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jemstone.deployment.predictor import Predictor
-from jemstone.deployment.serve.answers import ModelName
+from jemstone.deployment.serve.answers import ModelName, finite
 from jemstone.deployment.serve.settings import ServeSettings
 from jemstone.version import __version__
 
@@ -124,7 +124,8 @@ def facts_of(predictor: Predictor, settings: ServeSettings) -> ModelFacts:
         temperature=calibration.temperature,
         policy=PolicyFacts(**asdict(predictor.policy)),
         thresholds=ThresholdFacts(
-            *(value if np.isfinite(value) else None for value in (thresholds.density, thresholds.confidence)),
+            density=finite(thresholds.density),
+            confidence=finite(thresholds.confidence),
             candidate=thresholds.candidate,
         ),
         calibrated_on=calibration.source,

@@ -32,6 +32,7 @@ def files_of_form(body: bytes, content_type: str, settings: ServeSettings) -> li
     files: list[bytes] = []
 
     def keep(file: Any) -> None:
+        _check_count(len(files) + 1, settings)
         file.file_object.seek(0)
         files.append(file.file_object.read())
         file.close()
@@ -59,10 +60,7 @@ def read(
 
     Raises Refused that says which input is wrong and how. Sizes that files claim are added up before any is decoded.
     """
-    if len(inputs) > settings.max_inputs:
-        raise Refused(
-            "too_large", f"{len(inputs)} inputs; at most {settings.max_inputs} are taken at once. Divide them."
-        )
+    _check_count(len(inputs), settings)
     images = len(predictor.trained.input_shape) == 3
     parts: list[Any] = []
     pixels = 0
@@ -85,6 +83,11 @@ def read(
         raise Refused("invalid_input", str(error)) from None
 
 
+def _check_count(count: int, settings: ServeSettings) -> None:
+    if count > settings.max_inputs:
+        raise Refused("too_large", f"There are more than {settings.max_inputs} inputs. Divide them among requests.")
+
+
 def _from_base64(text: str, i: int) -> bytes:
     head, comma, tail = text.partition(",")
     if comma and not (head.startswith("data:") and head.endswith(";base64")):
@@ -103,7 +106,7 @@ def _claimed(file: bytes, i: int) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pillow's own, on sizes that are checked here
             with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-                return image.width * image.height
+                return int(image.width * image.height)
     except Exception:  # of a damaged file, whatever its decoder likes
         return 0
 
@@ -123,8 +126,9 @@ def _array(value: Any, scale: int | None, i: int, input_shape: tuple[int, ...]) 
     if not 0 <= low <= high <= white or (white == 255 and bool((array % 1).any())):
         kind = "whole numbers from 0 to 255" if white == 255 else "numbers from 0 to 1"
         raise Refused(
-            "invalid_input", f"input {i} goes from {low:g} to {high:g}; with scale {white} pixels are {kind}."
+            "invalid_input", f"input {i} goes from {low:g} to {high:g}: with scale {white}, pixels are {kind}."
         )
+
     return array.astype(np.uint8 if white == 255 else np.float32)
 
 

@@ -91,7 +91,7 @@ class CounterfactualRequest:
         Annotated[
             float,
             Field(
-                strict=True, gt=0, le=1e6, allow_inf_nan=False, description="how far it may go: L2, pixels in [-1, 1]"
+                strict=True, gt=0, le=1e6, allow_inf_nan=False, description="how far it may go, L2 of [-1, 1] pixels"
             ),
         ]
         | None

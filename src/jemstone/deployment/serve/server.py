@@ -29,9 +29,7 @@ def bound(host: str, port: int) -> socket.socket:
         own.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"Cannot listen at {host}, port {port}: {reason}. Choose others with --host, --port."
-        ) from None
+        raise ConfigError(f"Cannot listen at {host}, port {port}: {reason}. Choose others: --host, --port.") from None
     return own
 
 
@@ -59,7 +57,7 @@ def read_token(source: str) -> str:
 def run(app: App, own: socket.socket, *, head_seconds: float) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted and return."""
 
-    class Impatient(H11Protocol):  # type: ignore[misc,valid-type]
+    class Impatient(H11Protocol):  # type: ignore[misc]
         """Hangs up on clients that take longer than `head_seconds` for the head of a request."""
 
         hanging: TimerHandle | None = None
