@@ -18,7 +18,7 @@ FLOORS = (
     {"training"},
     {"evaluation", "deployment"},
 )
-ROOF = {"doctor", "console", "demo", "parsers", "cli", "__main__", "__init__"}
+ROOF = {"doctor", "console", "demo", "parsers", "cli", "commands_serve", "__main__", "__init__"}
 REPORT_MAY = {"errors", "runs", "report"}
 PRINTERS = {"console.py", "demo.py", "cli.py"}
 LONGEST = 300

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
+from jemstone.commands_serve import serve
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -291,4 +292,5 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "doctor": _doctor,
     "recipes": _recipes,
     "demo": _demo,
+    "serve": serve,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from jemstone.commands_serve import serve_parser
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
@@ -152,6 +153,8 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+
+    commands.add_subcommand("serve", serve_parser(), help="predictions over HTTP, and a page")
     return parser
 
 
