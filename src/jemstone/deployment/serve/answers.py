@@ -52,6 +52,8 @@ class PredictAnswer:
 
     model: ModelName
     predictions: list[PredictionAnswer]
+    images: list[str] | None = None
+    """As the model sees them, where that was asked: PNG, as data:image/png;base64,..."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,15 @@ def image_answers(
     images: Float[Tensor, "n c h w"], labels: Sequence[str | None], found: Predictions
 ) -> list[ImageAnswer]:
     """Images in [-1, 1] with what they were made for and what the model says of them."""
-    pictures = to_uint8(images.clamp(-1, 1))
     return [
-        ImageAnswer(_encoded(picture), label, prediction)
-        for picture, label, prediction in zip(pictures, labels, prediction_answers(found), strict=True)
+        ImageAnswer(image, label, prediction)
+        for image, label, prediction in zip(encoded(images), labels, prediction_answers(found), strict=True)
     ]
+
+
+def encoded(images: Float[Tensor, "n c h w"]) -> list[str]:
+    """Images in [-1, 1] as data:image/png;base64,..."""
+    return [_encoded(picture) for picture in to_uint8(images.clamp(-1, 1))]
 
 
 def png(image: Image.Image) -> bytes:

@@ -23,6 +23,7 @@ from jemstone.deployment.serve.answers import (
     HealthAnswer,
     PredictAnswer,
     SampleAnswer,
+    encoded,
     png,
     prediction_answers,
 )
@@ -98,15 +99,16 @@ def make_app(
         def tensor(body: bytes) -> Any:
             kind = request.headers.get("content-type", "")
             if kind.lower().startswith(FORM):
-                return inputs.read(inputs.files_of_form(body, kind, settings), None, predictor, settings)
+                return inputs.read(inputs.files_of_form(body, kind, settings), None, predictor, settings), None
             asked = parse(body, PredictRequest)
-            return inputs.read(asked.inputs, asked.scale, predictor, settings)
+            x = inputs.read(asked.inputs, asked.scale, predictor, settings)
+            return x, encoded(x) if asked.images and x.ndim == 4 else None
 
         async with bodies.read(request, JSON, FORM) as body:
-            x = await decode(tensor, body)
+            x, images = await decode(tensor, body)
         found = await _unless_gone(request, batcher.submit(x))
         metrics.predicted(found)
-        return json_answer(PredictAnswer(name, prediction_answers(found)))
+        return json_answer(PredictAnswer(name, prediction_answers(found), images))
 
     async def sample(request: Request) -> Response:
         """Fresh samples of the model's density; with Accept: image/png as one picture."""

@@ -61,6 +61,9 @@ class PredictRequest:
 
     inputs: Annotated[list[Input], Field(min_length=1, fail_fast=True)]
     scale: Scale | None = None
+    images: Annotated[bool, Field(strict=True, description="answer with the images, too, as the model sees them")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)

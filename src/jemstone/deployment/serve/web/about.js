@@ -1,9 +1,8 @@
 // What is served, and what its promises mean.
 
-import { find, make, nats, percent } from "./dom.js";
+import { find, make, nats, percent, share } from "./dom.js";
 
 const whole = (number) => number.toLocaleString("en");
-const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
 
 export function size(model) {
   if (model.kind === "vectors") return `vectors of ${model.input_shape[0]} numbers`;
@@ -30,7 +29,7 @@ function facts(model) {
 
 function promises({ error, rejection, coverage, delta }) {
   return [
-    `Of the labels it accepts, at most ${share(error)} are wrong. The held-out examples were lucky ones, and this fails, with a chance of ${share(delta)} at most.`,
+    `Of the labels it accepts, at most ${share(error)} are wrong. That fails only if the held-out examples were lucky ones: a chance of ${share(delta)} at most.`,
     `Of pictures like the training data, at most ${share(rejection)} are refused as out of distribution.`,
     `The candidates contain the true class for at least ${share(coverage)} of such pictures.`,
   ];

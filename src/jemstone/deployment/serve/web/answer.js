@@ -1,14 +1,14 @@
 // What the model says of one picture, in words and bars.
 
 import { drawHistogram } from "./histogram.js";
-import { find, make, nats, percent } from "./dom.js";
+import { find, make, nats, percent, share } from "./dom.js";
 
 const MANY = 12; // classes above which the most probable are shown and the others folded
 
 /** The verdict as {said, why, accepted}: `said` in a word or two, `why` in a sentence. */
 export function verdict(model, prediction) {
   const { label, probability, reason, accepted } = prediction;
-  if (accepted) return { said: label, why: `${percent(probability)} probable, calibrated. The model vouches for it.`, accepted };
+  if (accepted) return { said: label, why: `Probability ${percent(probability)}, calibrated. Familiar enough, and clear enough, to be accepted.`, accepted };
   const guess = `Forced to guess, it would say ${label} (${percent(probability)}).`;
   const foreign = reason.includes("out of distribution");
   if (!foreign && model.thresholds.confidence === null)
@@ -56,11 +56,11 @@ function bars(prediction) {
 }
 
 function candidates(model, prediction) {
-  const coverage = percent(model.policy.coverage);
+  const coverage = share(model.policy.coverage);
   const names = prediction.candidates;
   if (names.length === 0) return "No class is probable enough to be a candidate.";
-  if (names.length === 1) return `The only candidate: ${names[0]}. Candidates hold the true class for ${coverage} of familiar pictures.`;
-  return `Candidates: ${names.join(", ")}. They hold the true class for ${coverage} of familiar pictures.`;
+  const list = names.length === 1 ? `Only candidate: ${names[0]}.` : `Candidates: ${names.join(", ")}.`;
+  return `${list} For ${coverage} of familiar pictures, the candidates contain the true class.`;
 }
 
 /** Show a prediction, or null: nothing was asked yet. `seen` is the address of the picture as the model gets it. */

@@ -43,11 +43,10 @@ const post = (path, body, signal) =>
 
 export const getModel = () => call("/v1/model");
 
+/** {prediction, seen}: `seen` is the address of the picture as the model gets it. */
 export async function predict(blob, signal) {
-  const body = new FormData();
-  body.append("files", blob, "picture");
-  const { predictions } = await call("/v1/predict?image=true", { method: "POST", body, signal });
-  return predictions[0];
+  const { predictions, images } = await post("/v1/predict", { inputs: [await dataUrl(blob)], images: true }, signal);
+  return { prediction: predictions[0], seen: images[0] };
 }
 
 export const sample = (labels, count, seed, signal) => post("/v1/sample", { labels, count, seed }, signal);

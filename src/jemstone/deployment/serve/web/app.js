@@ -11,21 +11,20 @@ import { startGallery } from "./gallery.js";
 import { showPicture, startPictures } from "./pictures.js";
 
 let model = null;
-const current = { blob: null, prediction: null, asking: null };
+const current = { blob: null, asking: null };
 
 /** Ask about a picture; null takes the last one back. `from` is where it came from: draw stays where it is. */
 async function ask(blob, from = "image") {
   current.asking?.abort();
   const asking = (current.asking = new AbortController());
-  Object.assign(current, { blob, prediction: null });
+  current.blob = blob;
   if (from !== "draw") showPicture(blob);
   find("change").hidden = true;
   if (blob === null) return showAnswer(model, null);
   find("result").setAttribute("aria-busy", "true");
   try {
-    const prediction = await predict(blob, asking.signal);
-    current.prediction = prediction;
-    showAnswer(model, prediction, prediction.image);
+    const { prediction, seen } = await predict(blob, asking.signal);
+    showAnswer(model, prediction, seen);
     proposeChange(model, prediction);
   } catch (error) {
     if (error.name === "AbortError") return undefined;

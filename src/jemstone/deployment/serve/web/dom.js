@@ -19,15 +19,19 @@ export const make = (tag, attributes = {}, ...children) => filled(document.creat
 export const draw = (tag, attributes = {}, ...children) =>
   filled(document.createElementNS(SVG, tag), attributes, children);
 
-export function percent(share) {
-  if (share == null) return "no number";
-  if (share > 0.9995) return "> 99.9 %";
-  if (share < 0.0005) return "< 0.1 %";
-  return `${(100 * share).toFixed(1)} %`;
+/** A measured share; the spaces do not break. */
+export function percent(part) {
+  if (part == null) return "no number";
+  if (part > 0.9995) return "> 99.9 %";
+  if (part < 0.0005) return "< 0.1 %";
+  return `${(100 * part).toFixed(1)} %`;
 }
+
+/** A share that somebody chose, as they wrote it: 0.05 is 5 %. */
+export const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
 
 export function nats(value) {
   if (value == null || !Number.isFinite(value)) return "not a number";
   const digits = Math.abs(value) >= 1000 ? 0 : Math.abs(value) >= 100 ? 1 : 2;
-  return `${value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−")} nats`;
+  return `${value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−")} nats`;
 }

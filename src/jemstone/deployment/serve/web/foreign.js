@@ -21,7 +21,7 @@ const gradient = (channels) => {
   return (x, y, channel) => Math.min(1, Math.max(0, 0.15 + 0.7 * (0.6 * x + 0.4 * y) + shift * (channel - 1) * (x - y)));
 };
 
-const landscape = () => {
+const scene = () => {
   // A bright disc over two hills, with grain: the statistics of a photograph, roughly.
   const next = random(3);
   const tint = [
@@ -41,7 +41,7 @@ const landscape = () => {
 
 const stripes = () => (x, y) => 0.5 + 0.5 * Math.sign(Math.sin(20 * (x + 0.5 * y)));
 
-const PICTURES = { noise, gradient, landscape, stripes };
+const PICTURES = { noise, gradient, scene, stripes };
 
 async function picture(value, [channels, height, width]) {
   const canvas = document.createElement("canvas");

@@ -12,7 +12,7 @@ export function tile(name, src, words, choose) {
   return make("button", { type: "button", class: "tile", "aria-label": name, onclick: choose }, shown, caption);
 }
 
-const caption = ({ accepted, label, probability }) => (accepted ? `${label} ${percent(probability)}` : "I don't know");
+const caption = ({ accepted, label, probability }) => (accepted ? `${label}, ${percent(probability)}` : "I don't know");
 
 function options(classes) {
   return [

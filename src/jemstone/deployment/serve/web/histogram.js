@@ -2,8 +2,8 @@
 
 import { draw, find, nats } from "./dom.js";
 
-const HEIGHT = 150;
-const TOP = 34; // for the words above the bars
+const HEIGHT = 168;
+const TOP = 48; // for two lines of words above the bars
 const BOTTOM = 26; // for the numbers below
 const SIDE = 6;
 
@@ -67,8 +67,9 @@ function paint(histogram, threshold, value) {
   }
   const marks = [];
   if (Number.isFinite(threshold) && threshold > low && threshold < high) {
-    marks.push(draw("line", { class: "threshold", x1: x(threshold), x2: x(threshold), y1: TOP - 8, y2: floor }));
-    marks.push(words(x(threshold), TOP - 14, "foreign below", { class: "tick", "text-anchor": inside(x(threshold), width, 50) }));
+    marks.push(draw("line", { class: "threshold", x1: x(threshold), x2: x(threshold), y1: TOP - 10, y2: floor }));
+    marks.push(words(x(threshold) + 6, TOP - 2, "familiar →", { class: "tick" }));
+    marks.push(words(x(threshold) - 6, TOP - 2, "← foreign", { class: "tick", "text-anchor": "end" }));
   }
   if (value != null) marks.push(...marker(x, value, low, high, threshold, floor, width));
   place.replaceChildren(
@@ -88,10 +89,10 @@ function marker(x, value, low, high, threshold, floor, width) {
   const at = off < 0 ? SIDE + 2 : off > 0 ? width - SIDE - 2 : x(value);
   const kind = foreign ? "here foreign" : "here";
   const parts = [];
-  if (off) parts.push(draw("path", { class: kind, d: `M${at} ${floor - 34}l${-off * 10} -6v12z` }));
-  else parts.push(draw("line", { class: kind, x1: at, x2: at, y1: TOP - 8, y2: floor }), draw("circle", { class: kind, cx: at, cy: floor, r: 5 }));
-  const anchor = off < 0 ? "start" : off > 0 ? "end" : inside(at, width, 50);
-  parts.push(words(off ? at - off * 16 : at, off ? floor - 30 : 12, `this picture: ${nats(value)}`, { class: `${kind} label`, "text-anchor": anchor }));
+  if (off) parts.push(draw("path", { class: kind, d: `M${at} ${floor - 12}l${-off * 12} -7v14z` }));
+  else parts.push(draw("line", { class: kind, x1: at, x2: at, y1: 22, y2: floor }), draw("circle", { class: kind, cx: at, cy: floor, r: 5 }));
+  const anchor = off < 0 ? "start" : off > 0 ? "end" : inside(at, width, 90);
+  parts.push(words(at, 15, `this picture: ${nats(value)}`, { class: `${kind} label`, "text-anchor": anchor }));
   return parts;
 }
 
