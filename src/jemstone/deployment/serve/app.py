@@ -31,7 +31,7 @@ from jemstone.deployment.serve.batching import Batcher
 from jemstone.deployment.serve.bodies import Bodies
 from jemstone.deployment.serve.chains import Chains
 from jemstone.deployment.serve.facts import ModelFacts, facts_of, name_of
-from jemstone.deployment.serve.front import App, guarded, http_error, json_answer, refused_answer
+from jemstone.deployment.serve.front import App, client_gone, guarded, http_error, internal_error, json_answer, refused_answer
 from jemstone.deployment.serve.metrics import Metrics, Watch
 from jemstone.deployment.serve.refusal import Refused
 from jemstone.deployment.serve.requests import CounterfactualRequest, PredictRequest, SampleRequest, parse
@@ -87,7 +87,12 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={HTTPException: http_error, Refused: refused_answer},
+        exception_handlers={
+            HTTPException: http_error,
+            Refused: refused_answer,
+            ClientDisconnect: client_gone,
+            Exception: internal_error,
+        },
     )
 
     async def decode(work: Any, *arguments: Any) -> Any:
@@ -114,7 +119,7 @@ def make_app(
         """Fresh samples of the model's density; with Accept: image/png as one picture."""
         chains.require()
         async with bodies.read(request, JSON) as body:
-            asked = parse(body, SampleRequest)
+            asked = await decode(parse, body, SampleRequest)
         answer, images = await _unless_gone(request, chains.run(lambda: chains.samples(asked)))
         if "image/png" in request.headers.get("accept", ""):
             picture = await decode(lambda: png(grid(images.clamp(-1, 1), columns=min(8, len(images)))))

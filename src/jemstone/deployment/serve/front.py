@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from jemstone.deployment.serve.answers import ErrorAnswer
@@ -82,17 +82,10 @@ def guarded(app: App, *, token: str | None, is_open: Callable[[str], bool], metr
             if token is not None and not is_open(scope["path"]):
                 _authorise(headers.get(b"authorization", b""), token)
             await app(scope, receiving, sending)
-        except (ClientDisconnect, asyncio.CancelledError) as error:
-            status = status or GONE
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        except Exception as error:
-            if not isinstance(error, Refused):
-                LOG.exception("%s failed", name)
-                error = Refused("internal", "Something broke in the server; its log has it under the request_id.")
-            if status:
-                raise
+        except Refused as error:
             await _refusal(error, name)(scope, receiving, sending)
+        except Exception:  # answered by `internal_error` already
+            LOG.exception("%s failed", name)
         finally:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", None) or "other"
@@ -119,6 +112,17 @@ async def refused_answer(request: Request, error: Exception) -> Response:
     """Our own errors."""
     assert isinstance(error, Refused)
     return _refusal(error, request.state.request_id)
+
+
+async def internal_error(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: told to the log alone."""
+    refused = Refused("internal", "Something broke in the server; its log has it under the request_id.")
+    return _refusal(refused, request.state.request_id)
+
+
+async def client_gone(request: Request, error: Exception) -> Response:
+    """For the log, as nobody is there to read it."""
+    return Response(status_code=GONE)
 
 
 def _refusal(error: Refused, name: str) -> Response:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
@@ -16,11 +16,12 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Compares the log densities that go by with those of held-out data."""
 
-    def update(self, log_density: Float[np.ndarray, " n"]) -> None:
-        """More of them."""
+    def update(self, log_density: Float[np.ndarray, " n"], accepted: Bool[np.ndarray, " n"] | None = None) -> None:
+        """More of them, and which inputs were accepted."""
 
     def statistics(self) -> dict[str, float]:
         """How far apart they are, by the name of the statistic."""
@@ -66,7 +67,7 @@ class Metrics:
         ):
             self._verdicts.labels(verdict).inc(int(holds.sum()))
         if self._drift is not None:
-            self._drift.update(found.log_density)
+            self._drift.update(found.log_density, found.accepted)
 
     def text(self) -> bytes:
         """All of it, in the text format of Prometheus."""
