@@ -1,5 +1,6 @@
 // What the model says of one picture, in words and bars.
 
+import { size } from "./about.js";
 import { drawHistogram } from "./histogram.js";
 import { find, make, nats, percent, share } from "./dom.js";
 
@@ -88,6 +89,7 @@ export function showAnswer(model, prediction, seen) {
   find("bars").replaceChildren(...bars(prediction));
   find("candidates").textContent = candidates(model, prediction);
   find("seen").src = seen;
+  find("seen-size").textContent = size(model);
   find("where").textContent = whereItLies(model, prediction);
   find("said").textContent = accepted ? `${said}, ${percent(prediction.probability)}` : said;
   find("status").textContent = `${accepted ? `Accepted: ${said}.` : `${said}.`} ${why}`;

@@ -34,7 +34,7 @@ function sentence(response, said) {
     const seconds = Number(response.headers.get("Retry-After"));
     return `The server is busy. Try again ${seconds > 1 ? `in ${seconds} seconds` : "in a moment"}.`;
   }
-  if (said?.message) return said.message;
+  if (said?.message) return said.message.replace(/^input 0\b/, "The picture").replace(/\binput 0\b/g, "the picture");
   return `The server answered ${response.status} and gave no reason.`;
 }
 
@@ -49,13 +49,15 @@ export async function predict(blob, signal) {
   return { prediction: predictions[0], seen: images[0] };
 }
 
-export const sample = (labels, count, seed, signal) => post("/v1/sample", { labels, count, seed }, signal);
+export const sample = (labels, count, seed) => post("/v1/sample", { labels, count, seed });
 
-export async function counterfactual(blob, label, signal) {
-  return post("/v1/counterfactual", { input: await dataUrl(blob), labels: [label] }, signal);
+export async function counterfactual(blob, label) {
+  return post("/v1/counterfactual", { input: await dataUrl(blob), labels: [label] });
 }
 
-export function dataUrl(blob) {
+export const getInterface = () => call("/openapi.json");
+
+function dataUrl(blob) {
   return new Promise((done, failed) => {
     const reader = new FileReader();
     reader.addEventListener("load", () => done(reader.result));

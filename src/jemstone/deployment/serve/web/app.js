@@ -1,6 +1,6 @@
 // The page: brings a picture to the model, and its answer to you.
 
-import { Refusal, getModel, predict, rememberToken } from "./api.js";
+import { Refusal, getInterface, getModel, predict, rememberToken } from "./api.js";
 import { showAbout } from "./about.js";
 import { showAnswer, showTrouble } from "./answer.js";
 import { proposeChange, startChanging } from "./changing.js";
@@ -8,17 +8,18 @@ import { find, make } from "./dom.js";
 import { startDrawing } from "./drawing.js";
 import { startExamples } from "./examples.js";
 import { startGallery } from "./gallery.js";
-import { showPicture, startPictures } from "./pictures.js";
+import { showPicture, standIn, startPictures } from "./pictures.js";
 
 let model = null;
 const current = { blob: null, asking: null };
 
-/** Ask about a picture; null takes the last one back. `from` is where it came from: draw stays where it is. */
-async function ask(blob, from = "image") {
+/** Ask about a picture, where null takes the last one back; `from` is "file" for all that was not drawn. */
+async function ask(blob, from = "file") {
   current.asking?.abort();
   const asking = (current.asking = new AbortController());
   current.blob = blob;
-  if (from !== "draw") showPicture(blob);
+  show(from);
+  if (from === "file") showPicture(blob);
   find("change").hidden = true;
   if (blob === null) return showAnswer(model, null);
   find("result").setAttribute("aria-busy", "true");
@@ -26,14 +27,21 @@ async function ask(blob, from = "image") {
     const { prediction, seen } = await predict(blob, asking.signal);
     showAnswer(model, prediction, seen);
     proposeChange(model, prediction);
+    if (from === "file") standIn(seen);
   } catch (error) {
     if (error.name === "AbortError") return undefined;
-    if (refusedForToken(error)) return undefined;
     showTrouble(model, told(error));
+    if (askForToken(error)) return undefined;
   } finally {
     if (current.asking === asking) find("result").removeAttribute("aria-busy");
   }
   return from === "draw" ? undefined : bringIntoView(find("result"));
+}
+
+function show(from) {
+  document.querySelector(`input[value=${from}]`).checked = true;
+  find("drop").hidden = from === "draw";
+  find("draw").hidden = from !== "draw";
 }
 
 function told(error) {
@@ -42,9 +50,10 @@ function told(error) {
   return "Something in this page went wrong. Load it again.";
 }
 
-function refusedForToken(error) {
+function askForToken(error) {
   if (error.status !== 401) return false;
   find("key").hidden = false;
+  if (find("token").value) find("key-words").textContent = "That is not the token. Look for spaces at its ends, and try again.";
   find("token").focus();
   return true;
 }
@@ -65,43 +74,33 @@ async function waiting(place, words, request) {
     return await request();
   } catch (error) {
     place.replaceChildren(make("p", { class: "refused" }, told(error)));
-    refusedForToken(error);
+    askForToken(error);
     return undefined;
   } finally {
     button.disabled = false;
   }
 }
 
-function startSwitch() {
-  for (const choice of document.querySelectorAll("input[name=from]"))
-    choice.addEventListener("change", () => {
-      find("drop").hidden = choice.value === "draw";
-      find("draw").hidden = choice.value !== "draw";
-      ask(null);
-    });
-}
-
 async function start() {
   try {
     model = await getModel();
   } catch (error) {
-    if (!refusedForToken(error)) find("facts").textContent = told(error);
+    if (!askForToken(error)) find("trouble").textContent = told(error);
     return;
   }
-  find("key").hidden = true;
   document.body.classList.add("ready");
   showAbout(model);
   showAnswer(model, null);
   startGallery(model, ask, waiting);
   if (model.kind === "vectors") {
-    find("picture").replaceChildren(
-      make("p", {}, "This model takes vectors, and pictures are all this page can show. Ask it through POST /v1/predict."),
-    );
+    const words = "This model takes vectors, and this page shows it pictures. Ask it through POST /v1/predict.";
+    find("picture").replaceChildren(make("p", {}, words));
     return;
   }
-  startSwitch();
   startPictures(ask);
-  startDrawing(model.input_shape, (blob) => ask(blob, "draw"));
+  const askAboutDrawing = startDrawing(model.input_shape, (blob) => ask(blob, "draw"));
+  document.querySelector("input[value=file]").addEventListener("change", () => ask(null));
+  document.querySelector("input[value=draw]").addEventListener("change", askAboutDrawing);
   startChanging(model, () => current.blob, waiting);
   startExamples(model, ask);
 }
@@ -109,6 +108,14 @@ async function start() {
 find("key").addEventListener("submit", (event) => {
   event.preventDefault();
   rememberToken(find("token").value.trim());
-  start();
+  find("key").hidden = true;
+  if (model === null) start();
+});
+find("interface").addEventListener("click", async (event) => {
+  if (find("token").value === "") return; // a link as any other
+  event.preventDefault();
+  const text = JSON.stringify(await getInterface(), null, 1);
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "application/json" })), download: "openapi.json" });
+  link.click();
 });
 start();

@@ -62,8 +62,8 @@ export function startChanging(model, currentPicture, waiting) {
     event.preventDefault();
     const blob = currentPicture();
     const label = model.classes[select.value];
-    const answer = await waiting(place, `Moving the picture toward ${label} …`, (signal) =>
-      counterfactual(blob, Number(select.value), signal),
+    const answer = await waiting(place, `Moving the picture toward ${label} …`, () =>
+      counterfactual(blob, Number(select.value)),
     );
     if (!answer || blob !== currentPicture()) return;
     const { original, changed, steps } = answer;

@@ -32,6 +32,6 @@ export const share = (value) => `${Number((100 * value).toPrecision(3))} %`;
 
 export function nats(value) {
   if (value == null || !Number.isFinite(value)) return "not a number";
-  const digits = Math.abs(value) >= 1000 ? 0 : Math.abs(value) >= 100 ? 1 : 2;
-  return `${value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−")} nats`;
+  const rounded = Number(value.toPrecision(4));
+  return `${rounded.toLocaleString("en", { maximumFractionDigits: 3 }).replace("-", "−")} nats`;
 }

@@ -4,6 +4,7 @@ import { find } from "./dom.js";
 
 const STEP = 8; // pixels of the canvas that an arrow key moves the pen
 
+/** Calls onStroke(blob) after each stroke, with null for an empty area; returns a function that calls it again. */
 export function startDrawing(shape, onStroke) {
   const canvas = find("canvas");
   const brush = find("brush");
@@ -108,15 +109,14 @@ export function startDrawing(shape, onStroke) {
     repaint();
   });
 
-  find("undo").addEventListener("click", () => {
-    strokes.pop();
+  function keep(count) {
+    strokes.length = count;
+    if (count === 0) canvas.focus(); // the buttons are disabled now, and would drop the focus
     repaint();
     ask();
-  });
-  find("clear").addEventListener("click", () => {
-    strokes.length = 0;
-    repaint();
-    ask();
-  });
+  }
+  find("undo").addEventListener("click", () => keep(strokes.length - 1));
+  find("clear").addEventListener("click", () => keep(0));
   repaint();
+  return ask;
 }

@@ -47,7 +47,7 @@ export function startGallery(model, ask, waiting) {
     const { labels, count } = wanted(find("of").value, model);
     const place = find("sampled");
     const words = `Drawing ${count} pictures, ${model.sampling.steps} steps each …`;
-    const answer = await waiting(place, words, (signal) => sample(labels, count, null, signal));
+    const answer = await waiting(place, words, () => sample(labels, count, null));
     if (!answer) return;
     const tiles = answer.samples.map(({ image, label, prediction }) =>
       tile(`Ask about this sample${label ? ` of ${label}` : ""}: ${caption(prediction)}`, image, caption(prediction), async () => ask(await blobOf(image))),

@@ -69,7 +69,7 @@ function paint(histogram, threshold, value) {
   if (Number.isFinite(threshold) && threshold > low && threshold < high) {
     marks.push(draw("line", { class: "threshold", x1: x(threshold), x2: x(threshold), y1: TOP - 10, y2: floor }));
     marks.push(words(x(threshold) + 6, TOP - 2, "familiar →", { class: "tick" }));
-    marks.push(words(x(threshold) - 6, TOP - 2, "← foreign", { class: "tick", "text-anchor": "end" }));
+    if (x(threshold) > 70) marks.push(words(x(threshold) - 6, TOP - 2, "← foreign", { class: "tick", "text-anchor": "end" }));
   }
   if (value != null) marks.push(...marker(x, value, low, high, threshold, floor, width));
   place.replaceChildren(
