@@ -74,6 +74,7 @@ class Batcher:
                 continue
             sizes = [len(one.x) for one in batch]
             began = loop.time()
+            self.on_batch(sum(sizes))
             try:
                 x = torch.cat([one.x for one in batch])
                 found = await loop.run_in_executor(self.executor, self._run, x, sizes)
@@ -83,7 +84,6 @@ class Batcher:
                         one.found.set_exception(error)
                 continue
             self._seconds_an_input += 0.2 * ((loop.time() - began) / sum(sizes) - self._seconds_an_input)
-            self.on_batch(sum(sizes))
             for one, part in zip(batch, found, strict=True):
                 if not one.found.done():
                     one.found.set_result(part)
