@@ -31,7 +31,15 @@ from jemstone.deployment.serve.batching import Batcher
 from jemstone.deployment.serve.bodies import Bodies
 from jemstone.deployment.serve.chains import Chains
 from jemstone.deployment.serve.facts import ModelFacts, facts_of, name_of
-from jemstone.deployment.serve.front import App, client_gone, guarded, http_error, internal_error, json_answer, refused_answer
+from jemstone.deployment.serve.front import (
+    App,
+    client_gone,
+    guarded,
+    http_error,
+    internal_error,
+    json_answer,
+    refused_answer,
+)
 from jemstone.deployment.serve.metrics import Metrics, Watch
 from jemstone.deployment.serve.refusal import Refused
 from jemstone.deployment.serve.requests import CounterfactualRequest, PredictRequest, SampleRequest, parse
