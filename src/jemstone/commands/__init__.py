@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jemstone.commands import audit, export, predict, publish, wrap
+from jemstone.commands import audit, export, predict, publish, serve, wrap
 
-COMMANDS: tuple[ModuleType, ...] = (wrap, predict, audit, export, publish)
+COMMANDS: tuple[ModuleType, ...] = (wrap, predict, serve, audit, export, publish)
 """In the order in which `jemstone --help` lists them, after those that make and measure runs."""
