@@ -18,7 +18,7 @@ FLOORS = (
     {"training"},
     {"evaluation", "deployment"},
 )
-ROOF = {"doctor", "console", "demo", "parsers", "cli", "__main__", "__init__"}
+ROOF = {"commands_drift", "commands_score", "doctor", "console", "demo", "parsers", "cli", "__main__", "__init__"}
 REPORT_MAY = {"errors", "runs", "report"}
 PRINTERS = {"console.py", "demo.py", "cli.py"}
 LONGEST = 300

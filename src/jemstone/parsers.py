@@ -9,6 +9,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from jemstone.commands_drift import drift_parser
+from jemstone.commands_score import score_parser
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
@@ -141,6 +143,9 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
         "--figure", type=Path | None, help="PNG to write (default: RUN/doctor.png, or LOSSES-doctor.png)"
     )
     commands.add_subcommand("doctor", doctor, help="what went wrong in a run, why, and what to change")
+
+    commands.add_subcommand("score", score_parser(), help="predictions for very many inputs, as Parquet")
+    commands.add_subcommand("drift", drift_parser(), help="has what the model is asked changed?")
 
     recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
     commands.add_subcommand("recipes", recipes, help="list the presets")
