@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jemstone.commands import audit, export, predict, publish, serve, wrap
+from jemstone.commands import audit, drift, export, predict, publish, score, serve, wrap
 
-COMMANDS: tuple[ModuleType, ...] = (wrap, predict, serve, audit, export, publish)
+COMMANDS: tuple[ModuleType, ...] = (wrap, predict, serve, score, drift, audit, export, publish)
 """In the order in which `jemstone --help` lists them, after those that make and measure runs."""
