@@ -271,6 +271,7 @@ MISTAKES = {
     "true_probability: 1 of 3 values lie outside [0, 1], the first is 3": lambda: set_threshold(
         np.array([0.5, 3.0, 1.0]), 0.9
     ),
+    "true_probability: 3 of 3 values lie outside [0, 1], the first is -1": lambda: set_threshold(-ONES, 0.9),
     "log_density: 1 of 3 values are NaN": lambda: density_threshold(NAN, 0.1),
     "reference: 1 of 3 values are NaN": lambda: typicality(ONES, NAN),
     "log_density has shape (3, 1)": lambda: typicality(ONES[:, None], ONES),
