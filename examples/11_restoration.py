@@ -1,8 +1,8 @@
 """Mend images with a classifier: noise taken out, a missing half filled in, by chains that are told what is known.
 
 What one learns: a density restores what was never shown damaged. Denoising adds ||x - noisy||^2 / (2 deviation^2) to
-E(x), inpainting moves the missing pixels alone. Beside it stands what a Gaussian fitted to the images does, in dB of PSNR:
-the JEM takes out more noise. Filled halves are samples, and a sample is further from the truth than a mean is.
+E(x), inpainting moves the missing pixels alone. Beside it stands what a Gaussian fitted to the images does, in dB of
+PSNR: the JEM takes out more noise. Filled halves are samples, and a sample is further from the truth than a mean is.
 """
 
 import sys

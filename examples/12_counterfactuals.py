@@ -1,8 +1,8 @@
 """What would make this 3 an 8? Ten digits moved toward every class, by a JEM and by a plain classifier.
 
-What one learns: `counterfactual` descends E(x', y) + ||x' - x||^2 / (2 radius^2). Both networks end convinced. Whether a
-digit was drawn is judged without a network, by the nearest training image: is it of the class, and how far away? Among
-real test images the nearest one is about 2.7 away. In the figures the left column is the image, the others go to 0 ... 9.
+What one learns: `counterfactual` descends E(x', y) + ||x' - x||^2 / (2 radius^2). Both networks end convinced. Whether
+a digit was drawn is judged without a network, by the nearest training image: is it of the class, and how far away? From
+a real test image it is 2.1. In the figures the left column is the image, the others go toward 0 to 9.
 """
 
 import sys
