@@ -128,3 +128,13 @@ def test_compare_runs():
     assert table.tests == 5
     assert all(cell.value > 0.8 for cell in (row.cells[0] for row in table.rows))
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
+
+
+def test_export_runs_without_torch():
+    found = result("17", 120)
+    here, there = found["here"], found["there"]
+    assert list(there["labels"]) == here.labels
+    assert (there["accept"] == here.accepted).all()
+    assert abs(there["energy"] + here.log_density).max() < 1e-4
+    assert there["accept"][:100].mean() > 0.7
+    assert there["accept"][100:].mean() < 0.05
