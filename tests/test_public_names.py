@@ -8,6 +8,7 @@ import pytest
 import jemstone
 
 PUBLIC = [
+    "Adapted",
     "Augment",
     "Batch",
     "CheckpointError",
@@ -55,7 +56,9 @@ PUBLIC = [
     "mala",
     "recipe",
     "run_chains",
+    "starting_from",
     "uniform",
+    "wrap",
     "write_report",
 ]
 WITHOUT_DOCSTRING = {"RECIPES", "EnergyGrad", "__version__"}

@@ -1,6 +1,7 @@
 """jemstone: train any classifier as the energy-based model that it already is."""
 
 from jemstone.data import Augment, Batch, Dataset, Split, load_dataset, load_inputs
+from jemstone.deployment.wrap import wrap
 from jemstone.energy import EnergyClassifier, EnergyGrad, energy_gradient
 from jemstone.errors import (
     CheckpointError,
@@ -13,7 +14,7 @@ from jemstone.errors import (
 )
 from jemstone.evaluation import Protocol, Result, evaluate
 from jemstone.evaluation.evaluate_run import evaluate_run
-from jemstone.networks import MLP, ConvNet, WideResNet, build_network, load_jem_checkpoint
+from jemstone.networks import MLP, Adapted, ConvNet, WideResNet, build_network, load_jem_checkpoint
 from jemstone.objective import Loss, LossWeights, Negatives, jem_loss
 from jemstone.report import write_report
 from jemstone.rng import generator
@@ -33,12 +34,14 @@ from jemstone.sampling import (
 from jemstone.training.config import TrainConfig
 from jemstone.training.recipes import RECIPES, recipe
 from jemstone.training.session import Session
+from jemstone.training.start_from import starting_from
 from jemstone.training.trained import Trained, load_trained
 from jemstone.version import __version__
 
 __all__ = [
     "MLP",
     "RECIPES",
+    "Adapted",
     "Augment",
     "Batch",
     "CheckpointError",
@@ -84,6 +87,8 @@ __all__ = [
     "mala",
     "recipe",
     "run_chains",
+    "starting_from",
     "uniform",
+    "wrap",
     "write_report",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -15,10 +17,11 @@ from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
 from jemstone.training.ranks import let_first_speak, rank
 from jemstone.training.recipes import RECIPES, recipe
+from jemstone.training.start_from import starting_from
 from jemstone.version import __version__
 
 # `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
-SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
+SHORTHANDS = {"--data": "--data.source", "--network": "--network.name", "--from": "--start_from"}
 SETS = ("--ood", "--near")
 """Options that take any number of NAME=SOURCE."""
 
@@ -30,9 +33,11 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
 
     train = ArgumentParser(
         usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
+        "       jemstone train RECIPE --from RUN [--run DIR] [--SETTING VALUE]\n"
         "       jemstone train --resume DIR\n"
         "       torchrun --nproc-per-node N -m -- jemstone train ...",
-        description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
+        description="Train a recipe into a run directory, or go on with a run that was stopped. `--from RUN` starts a "
+        "new run from the weights of RUN, on its data. `--data SOURCE` and "
         "`--network NAME` are short for --data.source and --network.name.",
     )
     train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
@@ -42,8 +47,11 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     train.add_argument("--config", action="config", help="YAML file of settings")
     train.add_class_arguments(TrainConfig, skip={"recipe"})
     named = _named_recipe(arguments)
-    if named is not None:
-        train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
+    begin = _option(arguments, "--from") or _option(arguments, "--start_from")
+    if named is not None and begin is not None:
+        train.set_defaults(_given(starting_from(recipe(named), begin), "recipe", "start_from"))
+    elif named is not None:
+        train.set_defaults(_given(recipe(named), "recipe"))
     commands.add_subcommand("train", train, help="train a recipe, or resume a run")
 
     evaluate = ArgumentParser(
@@ -190,6 +198,18 @@ def expand(arguments: Sequence[str]) -> list[str]:
             within = ""
             expanded.append(shorthands.get(name, name) + equals + value)
     return [*expanded, *(word for name, values in sets.items() for word in (name, *values))]
+
+
+def _given(config: TrainConfig, *without: str) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in without}
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option, before anything is parsed."""
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        if argument == name or argument.startswith(name + "="):
+            return argument.partition("=")[2] or following
+    return None
 
 
 def _named_recipe(arguments: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jemstone.commands import export, predict, publish
+from jemstone.commands import audit, drift, export, predict, publish, score, serve, wrap
 
-COMMANDS: tuple[ModuleType, ...] = (predict, export, publish)
+COMMANDS: tuple[ModuleType, ...] = (wrap, predict, serve, score, drift, audit, export, publish)
 """In the order in which `jemstone --help` lists them, after those that make and measure runs."""
