@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scipy.special import logsumexp, softmax
 from torch import nn
 
-from jemstone import build_network
+from jemstone import Adapted, build_network
 from jemstone.cli import main
 from jemstone.deployment.calibration import Policy, Thresholds
 from jemstone.deployment.deployed import OUTPUTS, odds_of
@@ -41,7 +41,7 @@ def of_network(predictor, name, shape, **settings):
     trained = replace(predictor.trained, model=model, config=config, input_shape=shape, buffer=None)
     moments = None
     if len(shape) == 1:
-        moments = (torch.full(shape, 2020.0, dtype=torch.float64), torch.full(shape, 0.1, dtype=torch.float64))
+        moments = (torch.full(shape, 2020.3, dtype=torch.float64), torch.full(shape, 0.1, dtype=torch.float64))
     return Predictor(trained, predictor.calibration, predictor.policy, moments)
 
 
@@ -157,7 +157,7 @@ def test_vectors_and_infinite_thresholds_as_onnx(predictor, tmp_path):
     kept = {name: json.loads(text) for name, text in metadata(tmp_path / "model.onnx").items()}
     assert kept["thresholds"]["confidence"] is None
     assert kept["thresholds"]["density"] is None
-    np.testing.assert_allclose(kept["preprocessing"]["mean"], 2020)
+    np.testing.assert_allclose(kept["preprocessing"]["mean"], 2020.3)
 
 
 def test_a_number_that_is_none_is_never_accepted(predictor, exported):
@@ -203,6 +203,18 @@ def test_a_confidence_beyond_float32_decides_as_the_predictor_does(predictor, tm
     assert (found["probabilities"].max(axis=1) == 1).all()
     assert found["accept"].tolist() == [False, True]
     assert export_weights(other, tmp_path / "weights").parity < 1e-5
+
+
+def test_an_adapted_network_with_chosen_classes(predictor, tmp_path):
+    """Grey images enlarged for a network of colour images, of whose outputs ten are the classes."""
+    with seeded(0, "test"):
+        network = build_network("conv-4", (3, 12, 12), 20)
+    adapted = Adapted(network, size=12, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3), classes=range(19, 9, -1))
+    config = predictor.trained.config.with_values(network={"name": "custom"})
+    trained = replace(predictor.trained, model=EnergyClassifier(adapted).eval(), config=config)
+    other = Predictor(trained, predictor.calibration)
+    assert export_program(other, tmp_path / "model.pt2").parity < 1e-5
+    assert export_onnx(other, tmp_path / "model.onnx").parity < 1e-5
 
 
 def test_a_file_that_computes_something_else_is_not_kept(predictor, tmp_path):
