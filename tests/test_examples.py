@@ -184,3 +184,13 @@ def test_audit(tmp_path):
         assert values["precision of the first"] > 0.5  # 0.05 is guessing
         assert values["of them wrong"] <= values["flagged"]
     assert picture(tmp_path, "audit.png")[0] == 904
+
+
+def test_export_runs_without_torch():
+    found = result("17", 120)
+    here, there = found["here"], found["there"]
+    assert list(there["labels"]) == here.labels
+    assert (there["accept"] == here.accepted).all()
+    assert abs(there["energy"] + here.log_density).max() < 1e-4
+    assert there["accept"][:100].mean() > 0.7
+    assert there["accept"][100:].mean() < 0.05

@@ -54,7 +54,10 @@ def run(options: Namespace, console: Console) -> None:
     units = "images in [0, 1]" if predictor.moments is None else "vectors in raw units"
     shape = ", ".join(map(str, predictor.trained.input_shape))
     console.print(f"Written to {found.path}: {found.size / 1e6:.2f} MB.")
-    console.print(f"Inputs: float32 (n, {shape}), {units}. Outputs: {', '.join(OUTPUTS)}.")
+    if options.format == "safetensors":
+        console.print("Weights: model.safetensors. How inputs are prepared, temperature and thresholds: config.json.")
+    else:
+        console.print(f"Inputs: float32 (n, {shape}), {units}. Outputs: {', '.join(OUTPUTS)}.")
     console.print(f"Largest difference from torch: {found.parity:.1e}.\n")
     example = _EXAMPLES[options.format].format(
         path=str(found.path), outputs=", ".join(OUTPUTS), classes=len(predictor.trained.class_names)

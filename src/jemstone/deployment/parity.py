@@ -43,7 +43,14 @@ def compare(predictor: Predictor, model: EnergyClassifier, answer: Answer, path:
         inputs = inputs_to_try(predictor, count)
         x = inputs * 2 - 1 if predictor.moments is None else standardise(inputs, predictor.moments)
         logits = batched_logits(model, x, len(predictor.trained.class_names))
-        truth, found = predictor.predictions(logits), answer(inputs)
+        truth = predictor.predictions(logits)
+        try:
+            found = answer(inputs)
+        except Exception as error:  # the kinds are those of the runtime
+            raise RunError(
+                f"The export to {path} does not take a batch of {count}. A network must not make the size of its batch "
+                f"a Python number, as len(x) and int(...) do: x.shape[0] stays open. ({error})"
+            ) from error
         pairs = (
             (logits.double().numpy(), found["logits"]),
             (truth.probabilities, found["probabilities"]),

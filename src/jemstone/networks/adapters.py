@@ -71,6 +71,7 @@ class Adapted(nn.Module):
         # Buffers, to move along with the network; not saved, because they are no weights.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.last_class = max(classes or (0,))  # a number of Python's: torch.export cannot follow one from a tensor
         chosen = None if classes is None else torch.tensor(classes, dtype=torch.int64)
         self.register_buffer("classes", chosen, persistent=False)
 
@@ -118,9 +119,8 @@ class Adapted(nn.Module):
 
     def _chosen(self, logits: Float[Tensor, "b n"]) -> Float[Tensor, "b k"]:
         assert self.classes is not None, "asked for where classes were chosen"
-        if not int(self.classes.max()) < logits.shape[1]:
+        if not self.last_class < logits.shape[1]:
             raise ConfigError(
-                f"classes name the output {int(self.classes.max())}, and the network has {logits.shape[1]}, counted "
-                "from 0."
+                f"classes name the output {self.last_class}, and the network has {logits.shape[1]}, counted from 0."
             )
         return logits.index_select(1, self.classes)
