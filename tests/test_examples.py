@@ -128,3 +128,13 @@ def test_compare_runs():
     assert table.tests == 5
     assert all(cell.value > 0.8 for cell in (row.cells[0] for row in table.rows))
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
+
+
+def test_wrap():
+    found = result("15", 150)
+    before, after = found["wrapped"], found["jem"]
+    assert min(before["accuracy"], after["accuracy"]) > 0.95
+    assert max(before["digits"], after["digits"]) < 0.2
+    # With 300 steps 0.10 -> 1.00 and 0.65 -> 1.00.
+    assert after["negatives"] > before["negatives"] + 0.3
+    assert after["noise"] > 0.9
