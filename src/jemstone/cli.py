@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
-from jemstone.commands_wrap import show_wrap
+from jemstone import commands
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -287,10 +287,10 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "import": _import,
-    "wrap": show_wrap,
     "sample": _sample,
     "report": _report,
     "doctor": _doctor,
     "recipes": _recipes,
     "demo": _demo,
+    **{command.NAME: command.run for command in commands.COMMANDS},
 }

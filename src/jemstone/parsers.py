@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from jemstone.commands_wrap import wrap_parser
+from jemstone import commands as deployed
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
@@ -115,8 +115,6 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     imported.add_argument("--out", required=True, type=Path, metavar="RUN", help="run directory to make")
     commands.add_subcommand("import", imported, help="a public checkpoint becomes a run")
 
-    commands.add_subcommand("wrap", wrap_parser(), help="your own classifier becomes a run, without training")
-
     sample = ArgumentParser(
         usage="jemstone sample RUN [--label N] [--count N] [--steps N] [--fast] [--buffer]\n"
         "                       [--seed N] [--out FILE.png]",
@@ -163,6 +161,8 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+    for command in deployed.COMMANDS:
+        commands.add_subcommand(command.NAME, command.parser(), help=command.HELP)
     return parser
 
 

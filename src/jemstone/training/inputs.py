@@ -11,7 +11,7 @@ from torch import nn
 from jemstone.data import UNLABELLED, Dataset, Split, load_dataset
 from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import ConfigError, DataError, RunError
+from jemstone.errors import ConfigError, DataError, JemstoneError, RunError
 from jemstone.networks import build_network
 from jemstone.networks.foreign import absolute_network, definition_of
 from jemstone.networks.layers import SeparateBatchNorm2d
@@ -35,7 +35,18 @@ def read_config(run: Run) -> tuple[TrainConfig, dict[str, Any]]:
 
 def data_of_run(run: Run, config: TrainConfig, data: Dataset | None = None) -> Dataset:
     """The data that `run` was trained on, loaded again or given, known by its digest to be the same."""
-    data = load_data(config) if data is None else data
+    if data is None:
+        try:
+            data = load_data(config)
+        except JemstoneError as error:
+            if "published" not in run.info:
+                raise
+            settings = f"validation={config.data.validation:g}, seed={config.seed}, limit={config.data.limit}"
+            raise DataError(
+                f"{run.path} was published without its data, {run.info['data']['name']}. To use it with them, work in "
+                f"the folder that holds {config.data.source!r}, or pass data=load_dataset(SOURCE, {settings}). "
+                f"({error})"
+            ) from error
     if data.digest() != run.info["data"]["digest"]:
         raise DataError(
             f"The data at {config.data.source!r} is not what {run.path} was trained on (its digest differs): "

@@ -129,6 +129,8 @@ class Session:
                 "optimiser state, so there is nothing to resume. Evaluate it, or train on from its weights in a new "
                 f"run: jemstone train RECIPE --from {directory.path}"
             )
+        if "published" in directory.info:
+            raise CheckpointError(f"{directory.path} is a copy that was handed on, without the state to resume from.")
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
         fabric = join_ranks(config)

@@ -1,4 +1,4 @@
-"""`jemstone wrap`: a trained classifier becomes a run, and what held-out data say of it is shown."""
+"""jemstone wrap: a trained classifier becomes a run, and what held-out data say of it is shown."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from jemstone.evaluation.intervals import Result
 from jemstone.rng import generator
 from jemstone.training.inputs import data_of_run
 
+NAME = "wrap"
+HELP = "a trained classifier becomes a run, without training"
+
 T = TypeVar("T", int, float)
 
 
-def wrap_parser() -> ArgumentParser:
-    """What the command takes."""
+def parser() -> ArgumentParser:
+    """Its arguments."""
     parser = ArgumentParser(
         usage="jemstone wrap NETWORK --data SOURCE --out RUN [--weights FILE] [--classes N,N,...] [--size PIXELS]\n"
         "                     [--mean X,X,X] [--std X,X,X] [--validation SHARE] [--ood SOURCE]",
@@ -49,9 +52,9 @@ def wrap_parser() -> ArgumentParser:
     return parser
 
 
-def show_wrap(options: Namespace, console: Console) -> None:
-    """Run the command."""
-    run = wrap(
+def run(options: Namespace, console: Console) -> None:
+    """Make the run, and print what its held-out data say."""
+    wrapped = wrap(
         options.network,
         options.data,
         options.out,
@@ -63,13 +66,13 @@ def show_wrap(options: Namespace, console: Console) -> None:
         validation=options.validation,
         seed=options.seed,
     )
-    console.print(f"Wrapped {options.network} into {run.path}.")
-    predictor = Predictor.load(run.path)
+    console.print(f"Wrapped {options.network} into {wrapped.path}.")
+    predictor = Predictor.load(wrapped.path)
     for name, value in found(predictor, options.ood).items():
         console.print(f"  {name:<52} {value}")
     if predictor.calibration.correct.mean() < 1.5 / len(predictor.trained.class_names):
         console.print("Hardly better than chance: is output i of the network class i of the data? If not, --classes.")
-    console.print(f"Next: jemstone evaluate {run.path}")
+    console.print(f"Next: jemstone evaluate {wrapped.path}")
 
 
 def found(predictor: Predictor, ood: str | None = None) -> dict[str, str]:
