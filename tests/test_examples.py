@@ -131,6 +131,16 @@ def test_compare_runs():
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
 
 
+def test_wrap():
+    found = result("15", 150)
+    before, after = found["wrapped"], found["jem"]
+    assert min(before["accuracy"], after["accuracy"]) > 0.95
+    assert max(before["digits"], after["digits"]) < 0.2
+    # With 300 steps 0.10 -> 1.00 and 0.65 -> 1.00.
+    assert after["negatives"] > before["negatives"] + 0.3
+    assert after["noise"] > 0.9
+
+
 def test_abstain():
     found = result("10", 150)
     assert found["digits"]["refused as unlike"] < 0.25  # 0.1 is asked for, of 180 held-out digits and 180 new ones

@@ -187,7 +187,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     within = ""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         name, equals, value = argument.partition("=")
-        if name in SETS:
+        if name in SETS and arguments[:1] == ["evaluate"]:
             within = name
             alone = "=" not in following or following.startswith("-")
             # An option without a set must not pass for none.

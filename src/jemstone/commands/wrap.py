@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from scipy.special import softmax
 
 from jemstone.data import load_inputs
 from jemstone.deployment.predictor import Predictor
@@ -86,7 +89,8 @@ def found(predictor: Predictor, ood: str | None = None) -> dict[str, str]:
         outside = low + (high - low) * torch.rand(len(labels), *trained.input_shape, generator=rng)
     else:
         outside = load_inputs(ood, trained.input_shape, moments=data.moments)
-    inside, beyond = predictor.predictions(logits), predictor.predict(outside)
+    outer = trained.logits(outside).numpy()
+    inside, beyond = predictor.predictions(logits), predictor.predictions(torch.from_numpy(outer))
     raw, scaled = logits.numpy(), logits.numpy() / predictor.calibration.temperature
     against = f"AUROC against {ood or 'uniform noise'}"
     return {
@@ -98,8 +102,14 @@ def found(predictor: Predictor, ood: str | None = None) -> dict[str, str]:
         "accepted from log density, nats": f"{thresholds.density:.3f}",
         "accepted from confidence": f"{thresholds.confidence:.3f}",
         f"{against}: energy": f"{auroc(inside.log_density, beyond.log_density):.3f}",
-        f"{against}: largest probability": f"{auroc(inside.confidence, beyond.confidence):.3f}",
+        f"{against}: largest probability": f"{auroc(*map(_largest, (raw, outer))):.3f}",
     }
+
+
+def _largest(logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """The largest probability as the network has it: a small temperature makes all alike."""
+    found: Float[np.ndarray, " n"] = softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    return found
 
 
 def _with_interval(result: Result) -> str:
