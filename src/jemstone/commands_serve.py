@@ -69,5 +69,5 @@ def serve(options: Namespace, console: Console) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    run(app, own, head_seconds=settings.body_seconds)
+    run(app, own, head_seconds=settings.head_seconds)
     console.print("Stopped.")

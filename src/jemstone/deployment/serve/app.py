@@ -30,7 +30,15 @@ from jemstone.deployment.serve.batching import Batcher
 from jemstone.deployment.serve.bodies import Bodies
 from jemstone.deployment.serve.chains import Chains
 from jemstone.deployment.serve.facts import ModelFacts, facts_of, name_of
-from jemstone.deployment.serve.front import App, client_gone, guarded, http_error, internal_error, json_answer, refused_answer
+from jemstone.deployment.serve.front import (
+    App,
+    client_gone,
+    guarded,
+    http_error,
+    internal_error,
+    json_answer,
+    refused_answer,
+)
 from jemstone.deployment.serve.metrics import Metrics, Watch
 from jemstone.deployment.serve.refusal import Refused
 from jemstone.deployment.serve.requests import CounterfactualRequest, PredictRequest, SampleRequest, parse
@@ -59,7 +67,7 @@ def make_app(
     """
     settings = settings or ServeSettings()
     name = name_of(predictor)
-    facts = json_answer(facts_of(predictor, settings)).body
+    facts = facts_of(predictor, settings)
     decoders = ThreadPoolExecutor(DECODERS, "decode")
     model = ThreadPoolExecutor(1, "model")
     bodies = Bodies(settings)
@@ -138,7 +146,7 @@ def make_app(
 
     async def model_facts() -> Response:
         """What is served: classes, input shape, thresholds, limits, and where held-out log densities lie."""
-        return Response(facts, media_type=JSON)
+        return json_answer(facts)
 
     async def health() -> Response:
         """The server answers."""
@@ -165,7 +173,7 @@ def make_app(
     route("/", "GET", page)
     if web.is_dir():
         app.mount("/static", StaticFiles(directory=web), name="static")
-    describe(app, protected=token is not None)
+    describe(app, facts, protected=token is not None)
     return guarded(app, token=token, is_open=_is_open, metrics=metrics)
 
 
