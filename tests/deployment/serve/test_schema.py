@@ -57,7 +57,7 @@ def test_every_answer_is_described(client):
     assert "security" not in posts[0]
     assert schemas["PredictRequest"]["properties"]["inputs"]["maxItems"] == 64
     for name in ("SampleRequest", "CounterfactualRequest"):
-        assert list(find(schemas[name], "enum")) == [[str(i) for i in range(10)]]
+        assert [str(i) for i in range(10)] in find(schemas[name], "enum")
         assert 2000 in find(schemas[name], "maximum")
 
 
@@ -94,7 +94,6 @@ def test_what_is_generated_from_it_is_answered_as_it_says(predictor):
                     case.validate_response(answer, checks=CHECKS)
 
                 answered()
-    print(statuses)
     assert statuses[200] > 10
     assert statuses[422] > 10
     assert max(statuses) < 500
