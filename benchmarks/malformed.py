@@ -59,7 +59,9 @@ def _flipped(rng: np.random.Generator, content: bytes) -> bytes:
 
 def _form(parts: list[bytes]) -> tuple[str, bytes]:
     body = b"".join(
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{i}.png"\r\n\r\n'.encode() + part + b"\r\n"
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{i}.png"\r\n\r\n'.encode()
+        + part
+        + b"\r\n"
         for i, part in enumerate(parts)
     )
     return f"multipart/form-data; boundary={BOUNDARY}", body + f"--{BOUNDARY}--\r\n".encode()

@@ -64,10 +64,11 @@ def serve(options: Namespace, console: Console) -> None:
     example = "-F file=@IMAGE.png" if len(trained.input_shape) == 3 else "--json '{\"inputs\": [[...]]}'"
     console.print(f"Try: curl {address}/v1/predict{authorisation} {example}")
     console.print("Stop with Ctrl-C; what was accepted is finished first.")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what is answered with a 400
     log = logging.getLogger("jemstone.serve")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    run(app, own, head_seconds=settings.body_seconds)
+    run(app, own, head_seconds=settings.head_seconds)
     console.print("Stopped.")

@@ -111,7 +111,7 @@ def test_the_first_of_a_batch_does_not_wait_for_ever():
     async def scenario(batcher, model):
         return await batcher.submit(request(7))
 
-    model, found = serve(scenario, max_batch=3, max_wait_ms=1.0)
+    _, found = serve(scenario, max_batch=3, max_wait_ms=1.0)
     assert list(found.log_density) == [7]
 
 

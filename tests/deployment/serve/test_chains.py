@@ -29,9 +29,9 @@ def pixels(answer):
 
 
 def test_samples_are_those_of_the_run(client, predictor):
-    expected = to_uint8(
-        predictor.trained.sample(torch.tensor([3, 0, 3]), by_class=True, steps=4, seed=7).clamp(-1, 1)
-    )[:, :, :, 0]
+    expected = to_uint8(predictor.trained.sample(torch.tensor([3, 0, 3]), by_class=True, steps=4, seed=7).clamp(-1, 1))[
+        :, :, :, 0
+    ]
     answer = client.post(SAMPLE, json={"labels": [3, "0"], "count": 3, "steps": 4, "seed": 7}).json()
     assert (answer["steps"], answer["seed"], answer["model"]["step"]) == (4, 7, 60)
     assert [one["label"] for one in answer["samples"]] == ["3", "0", "3"]

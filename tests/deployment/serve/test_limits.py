@@ -80,7 +80,8 @@ def test_what_is_not_there_or_not_so(client):
     assert refused(client.post(PREDICT, content="{}", headers=text), 415, "unsupported_type", "application/json or")
     zipped = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     assert refused(client.post(PREDICT, content="{}", headers=zipped), 415, "unsupported_type", "encoding")
-    assert refused(client.post(PREDICT, data={"a": "b"}, files={"f": b""}), 400, "malformed", "no file")
+    form = client.post(PREDICT, data={"a": "b"}, files={"f": b""})
+    assert refused(form, 422, "invalid_input", "input 0 cannot be read as an image")
     form = {"Content-Type": "multipart/form-data"}
     assert refused(client.post(PREDICT, content="{}", headers=form), 400, "malformed", "not a multipart form")
 

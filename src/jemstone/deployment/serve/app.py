@@ -68,7 +68,7 @@ def make_app(
     """
     settings = settings or ServeSettings()
     name = name_of(predictor)
-    facts = json_answer(facts_of(predictor, settings)).body
+    facts = facts_of(predictor, settings)
     decoders = ThreadPoolExecutor(DECODERS, "decode")
     model = ThreadPoolExecutor(1, "model")
     bodies = Bodies(settings)
@@ -148,7 +148,7 @@ def make_app(
 
     async def model_facts() -> Response:
         """What is served: classes, input shape, thresholds, limits, and where held-out log densities lie."""
-        return Response(facts, media_type=JSON)
+        return json_answer(facts)
 
     async def health() -> Response:
         """The server answers."""
@@ -175,7 +175,7 @@ def make_app(
     route("/", "GET", page)
     if web.is_dir():
         app.mount("/static", StaticFiles(directory=web), name="static")
-    describe(app, protected=token is not None)
+    describe(app, facts, protected=token is not None)
     return guarded(app, token=token, is_open=_is_open, metrics=metrics)
 
 

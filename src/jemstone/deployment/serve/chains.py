@@ -65,7 +65,7 @@ class Chains:
         """Fresh samples, as an answer and as images."""
         trained = self.predictor.trained
         labels = None if asked.labels is None else self._labels(asked.labels)
-        count = asked.count or (SAMPLES if labels is None else len(labels))
+        count = asked.count or (min(SAMPLES, self.settings.max_samples) if labels is None else len(labels))
         self._check("count", count, self.settings.max_samples)
         steps = self._steps(asked.steps, trained.chain_life)
         seed = _seed(asked.seed)

@@ -28,22 +28,24 @@ MOST_SCANS = 100
 
 
 def files_of_form(body: bytes, content_type: str, settings: ServeSettings) -> list[bytes]:
-    """The files of a multipart form, in their order, whatever their fields are called."""
+    """The files of a multipart form, in their order, whatever their fields are called, named or not."""
     files: list[bytes] = []
 
-    def keep(file: Any) -> None:
+    def keep(content: bytes) -> None:
         _check_count(len(files) + 1, settings)
-        file.file_object.seek(0)
-        files.append(file.file_object.read())
-        file.close()
+        files.append(content)
 
-    def refuse(field: Any) -> None:
-        raise Refused("malformed", "The form has a field that is no file: send files alone, with a filename each.")
+    def keep_file(file: Any) -> None:
+        file.file_object.seek(0)
+        keep(file.file_object.read())
+
+    def keep_field(field: Any) -> None:
+        keep(field.value or b"")
 
     headers = {"Content-Type": content_type.encode("latin-1", "replace"), "Content-Length": str(len(body)).encode()}
     config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
     try:
-        parser = python_multipart.create_form_parser(headers, refuse, keep, config=config)
+        parser = python_multipart.create_form_parser(headers, keep_field, keep_file, config=config)
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:

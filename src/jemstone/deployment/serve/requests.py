@@ -5,13 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from jemstone.deployment.serve.refusal import Refused
 
+TAGS = ("encoded", "vector", "rows", "planes", "number", "name")
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer in JSON Schema; "1" and true are none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else "no integer"
+
+
+def _kind_of(value: Any) -> str:
+    return "name" if isinstance(value, str) else "number"
+
+
+WHOLE = BeforeValidator(_whole)
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Seed = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1, description="of the chains; drawn where it is missing")]
+Count = Annotated[int, Field(ge=1), WHOLE]
+Seed = Annotated[int, Field(ge=0, le=2**53 - 1, description="of the chains; drawn where it is missing"), WHOLE]
 # Without fail_fast a body of millions of wrong numbers makes as many errors.
 Row = Annotated[list[Number], Field(min_length=1, fail_fast=True)]
 Rows = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
@@ -48,7 +63,8 @@ Scale = Annotated[
     ),
 ]
 Label = Annotated[
-    Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, max_length=200)],
+    Annotated[int, Field(ge=0), WHOLE, Tag("number")] | Annotated[str, Field(max_length=200), Tag("name")],
+    Discriminator(_kind_of),
     Field(description="a class, by number or by name"),
 ]
 
@@ -121,5 +137,5 @@ def parse(body: bytes, kind: type[Asked]) -> Asked:
 
 
 def _told(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("encoded", "vector", "rows", "planes"))
+    where = ".".join(str(part) for part in error["loc"] if part not in TAGS)
     return f"{where[:200]}: {error['msg']}" if where else f"The body: {error['msg']}"

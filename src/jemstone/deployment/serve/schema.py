@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from jemstone.deployment.serve.answers import ErrorAnswer
+from jemstone.deployment.serve.facts import ModelFacts
 from jemstone.deployment.serve.refusal import STATUS
 from jemstone.deployment.serve.requests import ADAPTERS
 
@@ -54,17 +55,37 @@ def documented(
     return arguments
 
 
-def describe(app: FastAPI, *, protected: bool) -> None:
-    """Complete what the framework says of `app`; `protected`, it asks for a token everywhere but at /healthz."""
+def describe(app: FastAPI, facts: ModelFacts, *, protected: bool) -> None:
+    """Complete what the framework says of `app`, with the classes and limits of what it serves.
+
+    `protected`, it asks for a token everywhere but at /healthz.
+    """
     document = app.openapi()
     parts = document.setdefault("components", {})
     for kind, adapter in ADAPTERS.items():
         schema = adapter.json_schema(ref_template=_REF)
         parts["schemas"].update(schema.pop("$defs", {}))
         parts["schemas"][kind.__name__] = schema
+    _bound(parts["schemas"], facts)
     if protected:
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["security"] = [] if path == "/healthz" else [{"token": []}]
     app.openapi_schema = document
+
+
+def _bound(schemas: dict[str, Any], facts: ModelFacts) -> None:
+    """What depends on the model and the settings, and so on no type."""
+    limits = facts.limits
+    label = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": len(facts.classes) - 1}, {"enum": facts.classes}]}
+    for kind, name, bounds in (
+        ("PredictRequest", "inputs", {"maxItems": limits.max_inputs}),
+        ("SampleRequest", "count", {"maximum": limits.max_samples}),
+        ("SampleRequest", "steps", {"maximum": limits.max_steps}),
+        ("SampleRequest", "labels", {"items": label, "maxItems": limits.max_samples}),
+        ("CounterfactualRequest", "steps", {"maximum": limits.max_steps}),
+        ("CounterfactualRequest", "labels", {"items": label, "maxItems": limits.max_samples}),
+    ):
+        schema = schemas[kind]["properties"][name]
+        schema.get("anyOf", [schema])[0].update(bounds)  # the other one is null

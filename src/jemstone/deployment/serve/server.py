@@ -22,12 +22,14 @@ STOP_SECONDS = 60
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket at `host` and `port`, not listening yet. ConfigError where it cannot be had."""
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"Cannot listen at {host}, port {port}: ports go from 0, any that is free, to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         own = socket.socket(family, kind, protocol)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.bind(address)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"Cannot listen at {host}, port {port}: {reason}. Choose others: --host, --port.") from None
     return own

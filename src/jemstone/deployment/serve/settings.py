@@ -29,8 +29,10 @@ class ServeSettings:
     """Steps of a chain."""
     chain_queue: int = 4
     """Requests for chains that may wait for the one that runs."""
+    head_seconds: float = 10.0
+    """In which the head of a request has to arrive; clients that take longer are hung up on."""
     body_seconds: float = 30.0
-    """In which a request has to arrive, its head and its body each."""
+    """In which its body has to arrive."""
 
     def __post_init__(self) -> None:
         whole = ("max_batch", "queue", "max_inputs", "max_bytes", "max_pixels", "max_samples", "max_steps")
@@ -40,7 +42,8 @@ class ServeSettings:
         for name in ("max_wait_ms", "chain_queue"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must not be negative.")
-        if not self.body_seconds > 0:
-            raise ConfigError(f"body_seconds is {self.body_seconds}: it must be positive.")
+        for name in ("head_seconds", "body_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be positive.")
         if self.queue < self.max_inputs:
             raise ConfigError(f"queue is {self.queue}, and one request may bring {self.max_inputs} (max_inputs).")
