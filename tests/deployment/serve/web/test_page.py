@@ -70,6 +70,8 @@ def test_threshold_and_value_stand_where_they_belong(visits, address, lenient, p
     first = page.locator("#histogram rect").first.evaluate("(e) => e.x.baseVal.value - 0.5")
     last = page.locator("#histogram rect").last.evaluate("(e) => e.x.baseVal.value + e.width.baseVal.value + 0.5")
 
+    assert 0 <= first < last <= page.locator("#histogram svg").bounding_box()["width"]
+
     def at(value: float) -> float:
         return first + (value - edges[0]) / (edges[-1] - edges[0]) * (last - first)
 

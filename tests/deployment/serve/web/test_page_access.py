@@ -1,5 +1,6 @@
 """The page by keyboard, by ear, on a phone, behind a token, and as files."""
 
+import json
 import re
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_asks_for_the_token_and_keeps_it_for_the_tab(visits, serve, lenient, pic
     assert page.is_hidden("#key")
     page.reload()
     page.wait_for_selector("body.ready")
+    with page.expect_download() as caught:
+        page.click("#interface")
+    assert "/v1/predict" in json.loads(Path(caught.value.path()).read_text(encoding="utf-8"))["paths"]
     assert page.evaluate("localStorage.length") == 0
     assert TOKEN not in page.url
 

@@ -10,6 +10,7 @@ export class Refusal extends Error {
   }
 }
 
+export const hasToken = () => sessionStorage.getItem(KEY) !== null;
 export const rememberToken = (token) => sessionStorage.setItem(KEY, token);
 
 async function call(path, options = {}) {

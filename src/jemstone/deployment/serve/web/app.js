@@ -1,6 +1,6 @@
 // The page: brings a picture to the model, and its answer to you.
 
-import { Refusal, getInterface, getModel, predict, rememberToken } from "./api.js";
+import { Refusal, getInterface, getModel, hasToken, predict, rememberToken } from "./api.js";
 import { showAbout } from "./about.js";
 import { showAnswer, showTrouble } from "./answer.js";
 import { proposeChange, startChanging } from "./changing.js";
@@ -112,7 +112,7 @@ find("key").addEventListener("submit", (event) => {
   if (model === null) start();
 });
 find("interface").addEventListener("click", async (event) => {
-  if (find("token").value === "") return; // a link as any other
+  if (!hasToken()) return; // a link as any other
   event.preventDefault();
   const text = JSON.stringify(await getInterface(), null, 1);
   const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "application/json" })), download: "openapi.json" });
