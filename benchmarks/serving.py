@@ -161,7 +161,7 @@ def generated(client: httpx.Client, examples: int) -> dict[str, Any]:
     """Requests that schemathesis makes of the description, right ones and wrong ones."""
     load_all_checks()
     checks = [check for check in CHECKS.get_all() if check.__name__ not in LEFT_OUT]
-    schema = schemathesis.openapi.from_url(f"{client.base_url}openapi.json")
+    schema = schemathesis.openapi.from_url(str(client.base_url.join("/openapi.json")))
     seen: Counter[str] = Counter()
     failures: list[str] = []
     for operation in schema.get_all_operations():

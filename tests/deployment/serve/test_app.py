@@ -3,16 +3,19 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from jemstone.data import load_dataset
 from jemstone.data.images import to_uint8
 from jemstone.deployment.predictor import Predictor
 from jemstone.deployment.serve.settings import ServeSettings
+from jemstone.energy import EnergyClassifier
 
 DIGITS = to_uint8(load_dataset("digits").test.inputs[:4])[:, :, :, 0]
 
@@ -162,3 +165,19 @@ def test_without_a_page_the_rest_is_served(serving, tmp_path):
     client = serving(web=tmp_path / "none")
     assert client.get("/").json()["error"] == "not_found"
     assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_model_of_vectors(predictor, serving):
+    moments = (torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([2.0, 4.0], dtype=torch.float64))
+    trained = replace(predictor.trained, model=EnergyClassifier(nn.Linear(2, 10)).eval(), input_shape=(2,))
+    vectors = Predictor(trained, predictor.calibration, moments=moments)
+    client = serving(vectors)
+    rows = [[3.0, 6.0], [-700, 1e5]]
+    assert same(client.post("/v1/predict", json={"inputs": rows}).json()["predictions"], vectors(np.array(rows)))
+    for wrong in ([1.0], [[1.0, 2.0]] * 2, encoded(DIGITS[0])):
+        answer = client.post("/v1/predict", json={"inputs": [[0.0, 0.0], wrong]})
+        assert answer.status_code == 422
+        assert answer.json()["message"].startswith("input 1 "), answer.text
+    facts = client.get("/v1/model").json()
+    assert (facts["kind"], facts["input_shape"], facts["generative"]) == ("vectors", [2], False)
+    assert client.post("/v1/sample", json={}).status_code == 409

@@ -37,7 +37,7 @@ class Bodies:
             raise Refused("unsupported_type", "The body has a content encoding: send it as it is.")
         too_large = Refused("too_large", f"The body has more than {settings.max_bytes:,} bytes, the most there may be.")
         announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced[:18]) > settings.max_bytes:
+        if announced.isdecimal() and int(announced[:18]) > settings.max_bytes:
             raise too_large
         body = bytearray()
         try:

@@ -63,7 +63,8 @@ def read(
     Raises Refused that says which input is wrong and how. Sizes that files claim are added up before any is decoded.
     """
     _check_count(len(inputs), settings)
-    images = len(predictor.trained.input_shape) == 3
+    shape = predictor.trained.input_shape
+    images = len(shape) == 3
     parts: list[Any] = []
     pixels = 0
     for i, value in enumerate(inputs):
@@ -77,7 +78,7 @@ def read(
                     "once. Make them smaller, or send them one by one.",
                 )
         else:
-            part = _array(part, scale, i, predictor.trained.input_shape) if images else _numbers(part, i)
+            part = _image(part, scale, i, shape) if images else _vector(part, i, shape)
         parts.append(part)
     try:
         return predictor.read(parts)
@@ -113,7 +114,7 @@ def _claimed(file: bytes, i: int) -> int:
         return 0
 
 
-def _array(value: Any, scale: int | None, i: int, input_shape: tuple[int, ...]) -> NDArray[Any]:
+def _image(value: Any, scale: int | None, i: int, input_shape: tuple[int, ...]) -> NDArray[Any]:
     """One image of numbers, as bytes (0 to 255) or as float32 (0 to 1)."""
     array = _numbers(value, i)
     single = array.ndim == 2 or (array.ndim == 3 and (array.shape[2] in (1, 3) or array.shape[0] == input_shape[0]))
@@ -132,6 +133,13 @@ def _array(value: Any, scale: int | None, i: int, input_shape: tuple[int, ...]) 
         )
 
     return array.astype(np.uint8 if white == 255 else np.float32)
+
+
+def _vector(value: Any, i: int, input_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = _numbers(value, i)
+    if array.shape != input_shape:
+        raise Refused("invalid_input", f"input {i} has shape {array.shape}: the model takes vectors, {input_shape}.")
+    return array
 
 
 def _numbers(value: Any, i: int) -> NDArray[np.float64]:
