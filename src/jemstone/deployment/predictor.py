@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -115,10 +115,7 @@ class Predictions:
     def __getitem__(self, i: int) -> Prediction:
         if not -len(self) <= i < len(self):
             raise IndexError(f"There are {len(self)} predictions.")
-        one = slice(i, None if i == -1 else i + 1)
-        row = Predictions(
-            self.class_names, self.probabilities[one], self.log_density[one], self.typicality[one], self.thresholds
-        )
+        row = self.rows(i, None if i == -1 else i + 1)
         reasons = [name for name, holds in ((AMBIGUOUS, row.ambiguous[0]), (FOREIGN, row.foreign[0])) if holds]
         return Prediction(
             label=row.labels[0],
@@ -129,6 +126,16 @@ class Predictions:
             accepted=not reasons,
             reason=", ".join(reasons),
             candidates=tuple(name for name, holds in zip(self.class_names, row.candidates[0], strict=True) if holds),
+        )
+
+    def rows(self, start: int, stop: int | None) -> Predictions:
+        """Those of the inputs from `start` up to `stop`."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            probabilities=self.probabilities[part],
+            log_density=self.log_density[part],
+            typicality=self.typicality[part],
         )
 
     def __iter__(self) -> Iterator[Prediction]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from jemstone.data import load_dataset
 from jemstone.data.images import to_uint8
+from jemstone.deployment.drift import drift
 from jemstone.deployment.predictor import Predictor
 from jemstone.deployment.serve.settings import ServeSettings
 from jemstone.energy import EnergyClassifier
@@ -111,16 +112,7 @@ def counters(client) -> dict[str, float]:
 
 
 def test_metrics_count_what_was_answered(serving, predictor):
-    class Watch:
-        seen = 0
-
-        def update(self, log_density, accepted=None):
-            self.seen += len(log_density)
-
-        def statistics(self):
-            return {"n": float(self.seen)}
-
-    client = serving(drift=Watch())
+    client = serving()
     noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
     images = np.concatenate([DIGITS, noise])
     for _ in range(2):
@@ -139,7 +131,11 @@ def test_metrics_count_what_was_answered(serving, predictor):
     for verdict in ("accepted", "ambiguous", "foreign"):
         holds = getattr(found, verdict).sum()
         assert counted[f'jemstone_predictions_total{{verdict="{verdict}"}}'] == 2 * holds
-    assert counted['jemstone_drift{statistic="n"}'] == 18
+    expected = drift(predictor.calibration.reference, np.tile(found.log_density, 2), predictor.thresholds.density)
+    assert expected.n == 18
+    for name, value in expected._asdict().items():
+        assert counted[f'jemstone_drift{{statistic="{name}"}}'] == pytest.approx(value, rel=1e-4)
+    assert counted['jemstone_drift{statistic="accepted"}'] == pytest.approx(found.accepted.mean())
     assert not any("nowhere" in name for name in counted)
 
 

@@ -16,6 +16,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from jemstone.data import grid
+from jemstone.deployment.drift import DriftMonitor
 from jemstone.deployment.predictor import Predictor
 from jemstone.deployment.serve import inputs
 from jemstone.deployment.serve.answers import (
@@ -40,7 +41,7 @@ from jemstone.deployment.serve.front import (
     json_answer,
     refused_answer,
 )
-from jemstone.deployment.serve.metrics import Metrics, Watch
+from jemstone.deployment.serve.metrics import Metrics
 from jemstone.deployment.serve.refusal import Refused
 from jemstone.deployment.serve.requests import CounterfactualRequest, PredictRequest, SampleRequest, parse
 from jemstone.deployment.serve.schema import describe, documented
@@ -58,13 +59,12 @@ def make_app(
     settings: ServeSettings | None = None,
     *,
     token: str | None = None,
-    drift: Watch | None = None,
     web: Path = WEB,
 ) -> App:
     """An ASGI application that serves `predictor`.
 
-    With a `token` every route asks for it but /healthz and the page. `drift` is told the log densities that go by, and
-    shown in /metrics. `web` holds the page: index.html and what it loads from /static/.
+    With a `token` every route asks for it but /healthz and the page. `web` holds the page: index.html and what it
+    loads from /static/.
     """
     settings = settings or ServeSettings()
     name = name_of(predictor)
@@ -73,6 +73,9 @@ def make_app(
     model = ThreadPoolExecutor(1, "model")
     bodies = Bodies(settings)
     chains = Chains(predictor, settings)
+    drift = DriftMonitor(
+        predictor.calibration.reference, window=settings.drift_window, threshold=predictor.thresholds.density
+    )
     metrics = Metrics(lambda: batcher.length, lambda: chains.pending, drift)
     batcher = Batcher(predictor.predict, settings, model, metrics.batch)
 

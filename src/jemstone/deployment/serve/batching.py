@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -117,18 +118,5 @@ class Batcher:
 
 def split(found: Predictions, sizes: list[int]) -> list[Predictions]:
     """Predictions of several requests, each request's apart."""
-    parts = []
-    start = 0
-    for size in sizes:
-        rows = slice(start, start + size)
-        parts.append(
-            Predictions(
-                found.class_names,
-                found.probabilities[rows],
-                found.log_density[rows],
-                found.typicality[rows],
-                found.thresholds,
-            )
-        )
-        start += size
-    return parts
+    ends = list(accumulate(sizes))
+    return [found.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]

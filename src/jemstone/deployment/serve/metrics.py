@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Bool, Float
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+from jemstone.deployment.drift import DriftMonitor
 from jemstone.deployment.predictor import Predictions
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-@runtime_checkable
-class Watch(Protocol):
-    """Compares the log densities that go by with those of held-out data."""
-
-    def update(self, log_density: Float[np.ndarray, " n"], accepted: Bool[np.ndarray, " n"] | None = None) -> None:
-        """More of them, and which inputs were accepted."""
-
-    def statistics(self) -> dict[str, float]:
-        """How far apart they are, by the name of the statistic."""
-
-
 class Metrics:
     """Counters with a registry of their own, so that two servers of one process do not share them."""
 
-    def __init__(self, queue: Callable[[], int], chains: Callable[[], int], drift: Watch | None = None) -> None:
+    def __init__(self, queue: Callable[[], int], chains: Callable[[], int], drift: DriftMonitor) -> None:
         self.registry = CollectorRegistry()
         own = {"registry": self.registry}
         self._requests = Counter("jemstone_requests", "Requests answered.", ["route", "status"], **own)
@@ -46,8 +33,7 @@ class Metrics:
         Gauge("jemstone_queue_inputs", "Inputs that wait for the model.", **own).set_function(queue)
         Gauge("jemstone_chain_requests", "Requests for chains, waiting or run.", **own).set_function(chains)
         self._drift = drift
-        if drift is not None:
-            self.registry.register(_Drift(drift))
+        self.registry.register(_Drift(drift))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """One request."""
@@ -66,8 +52,7 @@ class Metrics:
             ("foreign", found.foreign),
         ):
             self._verdicts.labels(verdict).inc(int(holds.sum()))
-        if self._drift is not None:
-            self._drift.update(found.log_density, found.accepted)
+        self._drift.update(found.log_density, found.accepted)
 
     def text(self) -> bytes:
         """All of it, in the text format of Prometheus."""
@@ -76,13 +61,15 @@ class Metrics:
 
 
 class _Drift:
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    """Asked anew whenever somebody looks."""
+
+    def __init__(self, monitor: DriftMonitor) -> None:
+        self.monitor = monitor
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
             "jemstone_drift", "How far recent log densities lie from held-out ones.", labels=["statistic"]
         )
-        for name, value in self.watch.statistics().items():
+        for name, value in self.monitor.statistics().items():
             family.add_metric([name], value)
         yield family

@@ -33,9 +33,20 @@ class ServeSettings:
     """In which the head of a request has to arrive; clients that take longer are hung up on."""
     body_seconds: float = 30.0
     """In which its body has to arrive."""
+    drift_window: int = 1000
+    """The last so many inputs are compared with held-out data in /metrics."""
 
     def __post_init__(self) -> None:
-        whole = ("max_batch", "queue", "max_inputs", "max_bytes", "max_pixels", "max_samples", "max_steps")
+        whole = (
+            "max_batch",
+            "queue",
+            "max_inputs",
+            "max_bytes",
+            "max_pixels",
+            "max_samples",
+            "max_steps",
+            "drift_window",
+        )
         for name in whole:
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1.")
