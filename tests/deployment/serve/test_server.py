@@ -65,6 +65,8 @@ def refuses(address) -> bool:
         socket.create_connection(address, timeout=60).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it came to the queue of connections that is being given up
+        return False
     return False
 
 
