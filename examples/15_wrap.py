@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jemstone import Adapted, Predictor, Session, load_dataset, recipe, starting_from, wrap
+from jemstone import Adapted, Session, load_dataset, recipe, starting_from, wrap
+from jemstone.deployment.predictor import Predictor
 
 
 def classifier(data, steps):

@@ -1,6 +1,9 @@
 """jemstone: train any classifier as the energy-based model that it already is."""
 
 from jemstone.data import Augment, Batch, Dataset, Split, load_dataset, load_inputs
+from jemstone.deployment.calibration import Policy
+from jemstone.deployment.estimator import JEMClassifier
+from jemstone.deployment.predictor import Prediction, Predictions, Predictor
 from jemstone.deployment.wrap import wrap
 from jemstone.energy import EnergyClassifier, EnergyGrad, energy_gradient
 from jemstone.errors import (
@@ -23,8 +26,11 @@ from jemstone.sampling import (
     ReplayBuffer,
     Sampler,
     clipped,
+    counterfactual,
+    denoise,
     from_data,
     generate,
+    inpaint,
     langevin,
     langevin_temperature,
     mala,
@@ -53,11 +59,16 @@ __all__ = [
     "Diverged",
     "EnergyClassifier",
     "EnergyGrad",
+    "JEMClassifier",
     "JemstoneError",
     "Loss",
     "LossWeights",
     "MissingExtra",
     "Negatives",
+    "Policy",
+    "Prediction",
+    "Predictions",
+    "Predictor",
     "Protocol",
     "ReplayBuffer",
     "Result",
@@ -71,12 +82,15 @@ __all__ = [
     "__version__",
     "build_network",
     "clipped",
+    "counterfactual",
+    "denoise",
     "energy_gradient",
     "evaluate",
     "evaluate_run",
     "from_data",
     "generate",
     "generator",
+    "inpaint",
     "jem_loss",
     "langevin",
     "langevin_temperature",

@@ -177,16 +177,18 @@ def test_training_inputs_of_a_source_are_not_its_test_inputs(folder, tmp_path):
         load_inputs(str(tmp_path / "bad.npz"), shape, training=True)
 
 
-def test_one_step_is_the_loss_of_the_batches_of_its_position(folder):
-    """The first step's metrics, worked out again from the streams."""
+def test_each_step_is_the_loss_of_the_batches_of_its_position(folder):
+    """The metrics of the first two steps, worked out again from the streams."""
     session = Session.start(finetune(folder))
-    batch, out = session.trainer.streams.labelled(0), session.trainer.streams.outliers(0)
-    model = session.model.eval()
-    with torch.no_grad():
-        inside, outside = -model.energy(batch.x), -model.energy(out.x)
     low, high = session.config.data.margins
-    wanted = (-inside - low).clamp(min=0).square().mean() + (high + outside).clamp(min=0).square().mean()
-    found = next(session.train())
-    assert found["margin"] == pytest.approx(wanted.item(), rel=1e-4)
-    assert found["energy_outliers"] == pytest.approx(-outside.mean().item(), rel=1e-4)
-    assert found["loss"] == pytest.approx(found["class_nll"] + 0.1 * found["margin"], rel=1e-4)
+    steps = session.train()
+    for position in range(2):
+        batch, out = session.trainer.streams.labelled(position), session.trainer.streams.outliers(position)
+        model = session.model.eval()
+        with torch.no_grad():
+            inside, outside = model.energy(batch.x), model.energy(out.x)
+        wanted = (inside - low).clamp(min=0).square().mean() + (high - outside).clamp(min=0).square().mean()
+        found = next(steps)
+        assert found["margin"] == pytest.approx(wanted.item(), rel=1e-4)
+        assert found["energy_outliers"] == pytest.approx(outside.mean().item(), rel=1e-4)
+        assert found["loss"] == pytest.approx(found["class_nll"] + 0.1 * found["margin"], rel=1e-4)
