@@ -197,7 +197,7 @@ def test_audit(tmp_path):
 
 
 def test_export_runs_without_torch():
-    found = result("17", 120)
+    found = result("16", 120)
     here, there = found["here"], found["there"]
     assert list(there["labels"]) == here.labels
     assert (there["accept"] == here.accepted).all()
