@@ -11,6 +11,7 @@ from rich.console import Console
 from jemstone.console import SECONDS_BETWEEN_LINES
 from jemstone.deployment.bulk import score
 from jemstone.deployment.predictor import Predictor
+from jemstone.execution import keep_freed_memory
 
 
 def score_parser() -> ArgumentParser:
@@ -34,6 +35,7 @@ def score_parser() -> ArgumentParser:
 
 def score_command(options: Namespace, console: Console) -> None:
     """Score, with a line every few seconds, and say how many inputs there are of each kind."""
+    keep_freed_memory()
     predictor = Predictor.load(options.run)
     began = told = time.monotonic()
     first: int | None = None
