@@ -151,3 +151,45 @@ def test_bulk_survives_a_kill_in_little_memory(tmp_path):
         assert 0.05 < found["peak_gib"] < 2
         seconds = {key: statistics.median(values) for key, values in found["seconds"].items()}
         assert found["ratio"] == pytest.approx(seconds["bare"] / seconds["score"], rel=0.2)  # both are rounded
+
+
+def test_abstention_measures_rankings_and_laws(tmp_path):
+    out, figure = tmp_path / "abstention.json", tmp_path / "new" / "risk_coverage.svg"
+    printed = run("abstention.py", "--toy", "--splits", "20", "--json", out, "--figure", figure)
+    assert printed.endswith(f"Written to {out} and {figure}.\n")
+    written = json.loads(out.read_text())
+    assert written["asked"]["splits"] == 20
+    (pair,) = written["pairs"].values()
+    assert pair.keys() == {"classifier", "jem"}
+    for found in pair.values():
+        assert found["held_out"] == 180
+        assert found["sets"]["exact_mean"] == pytest.approx(18 / 181, abs=1e-5)
+        assert found["density"]["exact_mean"] == pytest.approx(9 / 181, abs=1e-5)
+        for law in (found["sets"], found["density"]):
+            assert abs(law["z"]) < 5
+            assert law["splits_inside_95"] <= 20
+        assert found["aurc"].keys() == {"test", "test + turned by 90 degrees"}
+        for area in found["aurc"].values():
+            assert 0 <= area["best possible"] <= min(area["max probability"], area["log density"]) < 1
+        assert found["aurc"]["test"]["best possible"] < found["error_rate"]
+        assert {"test accepted", "error", "turned by 90 degrees accepted"} < found["rule"].keys()
+    assert "<svg" in figure.read_text()
+
+
+def test_estimator_compares_every_model_on_the_same_rows(tmp_path):
+    out = tmp_path / "estimator.json"
+    printed = run("estimator.py", "--quick", "--workers", "1", "--rows", tmp_path / "rows.jsonl", "--json", out)
+    assert "| accuracy | random forest | " in printed
+    written = json.loads(out.read_text())
+    assert written["steps"] == 20
+    found = written["summary"]["iris"]
+    for model in ("JEM", "logistic regression", "random forest"):
+        assert found[f"{model}/accuracy"][0] > 0.6
+        assert 0 <= found[f"{model}/ece"][0] < 0.7
+    for model in ("JEM", "isolation forest", "Gaussian mixture"):
+        for kind in ("held-out class", "shuffled", "uniform"):
+            mean, spread = found[f"{model}/{kind}"]
+            values = [row[f"{model}/{kind}"] for row in written["rows"]]
+            assert mean == pytest.approx(sum(values) / 2, abs=1e-4)
+            assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
+    assert found["Gaussian mixture/uniform"][0] > 0.9

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
 NAMES = [path.stem for path in EXAMPLES]
 
 
-def result(number, steps):
-    """What main(steps) of an example returns; torch's global stream is left as it was."""
+def result(number, steps, *folder):
+    """What main(steps, *folder) of an example returns; torch's global stream is left as it was."""
     (path,) = FOLDER.glob(f"{number}_*.py")
     with torch.random.fork_rng(devices=[]):
-        return runpy.run_path(str(path))["main"](steps)
+        return runpy.run_path(str(path))["main"](steps, *folder)
 
 
 def test_examples_are_numbered_without_a_gap():
@@ -128,3 +129,78 @@ def test_compare_runs():
     assert table.tests == 5
     assert all(cell.value > 0.8 for cell in (row.cells[0] for row in table.rows))
     assert all(row.cells[3].value >= row.cells[4].value for row in table.rows)
+
+
+def test_wrap():
+    found = result("15", 150)
+    before, after = found["wrapped"], found["jem"]
+    assert min(before["accuracy"], after["accuracy"]) > 0.95
+    assert max(before["digits"], after["digits"]) < 0.2
+    # With 300 steps 0.10 -> 1.00 and 0.65 -> 1.00.
+    assert after["negatives"] > before["negatives"] + 0.3
+    assert after["noise"] > 0.9
+
+
+def test_abstain():
+    found = result("10", 150)
+    assert found["digits"]["refused as unlike"] < 0.25  # 0.1 is asked for, of 180 held-out digits and 180 new ones
+    assert found["digits"]["accepted"] > 0.7
+    assert found["turned"]["accepted"] < 0.2
+    assert found["error"] < 0.08
+    assert found["coverage"] > 0.87
+
+
+def test_sklearn():
+    found = result("09", 100)
+    assert found["outliers"][1.0] > found["outliers"][0.0] + 0.03
+    assert found["auroc"] > 0.85
+    assert found["accuracy"] > 0.9
+    assert found["samples"].shape == (3, 4)
+
+
+def picture(folder, name):
+    """The size of a figure that an example wrote."""
+    with Image.open(folder / name) as image:
+        return image.size
+
+
+def test_restoration(tmp_path):
+    found = result("11", 100, tmp_path)
+    assert found["kept"] is True
+    assert found["denoised"] > found["noisy"] + 0.4  # 0.9 after 100 steps, 4.6 after 1200
+    assert found["filled"] > found["torn"] + 3
+    assert found["denoised by a Gaussian"] > found["noisy"] + 3
+    assert picture(tmp_path, "restoration.png") == (12 * 50 + 2, 7 * 50 + 2)
+
+
+def test_counterfactuals(tmp_path):
+    found = result("12", 100, tmp_path)
+    for values in found.values():
+        assert values["own probability"] > 0.8
+        assert 1 < values["moved"] < 10
+    assert found["jem-small"]["nearest at"] < found["classifier-small"]["nearest at"]
+    assert picture(tmp_path, "counterfactuals-jem-small.png") == (11 * 50 + 2, 10 * 50 + 2)
+
+
+def test_semi_supervised(tmp_path):
+    found = result("13", 100, tmp_path)
+    assert min(found.values()) > 0.7
+    assert picture(tmp_path, "semi_supervised.png") == (16 * 50 + 2, 2 * 50 + 2)
+
+
+def test_audit(tmp_path):
+    found = result("14", 100, tmp_path)
+    for values in found.values():
+        assert values["precision of the first"] > 0.5  # 0.05 is guessing
+        assert values["of them wrong"] <= values["flagged"]
+    assert picture(tmp_path, "audit.png")[0] == 904
+
+
+def test_export_runs_without_torch():
+    found = result("17", 120)
+    here, there = found["here"], found["there"]
+    assert list(there["labels"]) == here.labels
+    assert (there["accept"] == here.accepted).all()
+    assert abs(there["energy"] + here.log_density).max() < 1e-4
+    assert there["accept"][:100].mean() > 0.7
+    assert there["accept"][100:].mean() < 0.05

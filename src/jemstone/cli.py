@@ -14,8 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.text import Text
 
-from jemstone.commands_drift import drift_command
-from jemstone.commands_score import score_command
+from jemstone import commands
 from jemstone.console import explain, plain_console, results_table, show_diagnosis, show_training, show_warning, stage
 from jemstone.data import grid
 from jemstone.demo import demo
@@ -291,8 +290,7 @@ COMMANDS: dict[str, Callable[[Namespace, Console], None]] = {
     "sample": _sample,
     "report": _report,
     "doctor": _doctor,
-    "score": score_command,
-    "drift": drift_command,
     "recipes": _recipes,
     "demo": _demo,
+    **{command.NAME: command.run for command in commands.COMMANDS},
 }

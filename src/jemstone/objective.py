@@ -21,6 +21,7 @@ from torch.nn import functional
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier, joint_energy, marginal_energy
 from jemstone.errors import ConfigError
+from jemstone.margins import Outliers, excess
 from jemstone.networks.modes import (
     running_statistics_held,
     statistics_distance,
@@ -43,6 +44,8 @@ class LossWeights:
             as the logit of a discriminator between the two (DAT).
         energy_l2: mean E(x)^2 over the real batch and the negatives: an anchor for a scale that nothing else fixes
             (IGEBM, Du & Mordatch 2019).
+        margin: mean max(0, E(x) - m_in)^2 over the labelled batch + mean max(0, m_out - E(x))^2 over outliers, at the
+            margins of `jemstone.margins`: energy fine-tuning (Liu et al., NeurIPS 2020, eq. 8). Without chains.
     """
 
     class_nll: float = 1.0
@@ -51,17 +54,21 @@ class LossWeights:
     conditional: float = 0.0
     discrimination: float = 0.0
     energy_l2: float = 0.0
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"weights.{field.name} must be finite and not negative, got {value}.")
-        terms = [field.name for field in fields(self) if field.name != "energy_l2"]
+        terms = [field.name for field in fields(self) if field.name not in ("energy_l2", "margin")]
         if not any(getattr(self, name) > 0 for name in terms):
             raise ConfigError(f"All loss weights are 0: set at least one of {', '.join(terms)}.")
         if self.energy_l2 > 0 and not self.generative:
             raise ConfigError(f"weights.energy_l2 anchors a generative term: set one of {', '.join(terms[1:])} too.")
+
+        if self.margin > 0 and not self.class_nll:
+            raise ConfigError("weights.margin is a term beside cross-entropy: set weights.class_nll too.")
 
     @property
     def marginal_chains(self) -> bool:
@@ -97,11 +104,16 @@ class Loss(NamedTuple):
     discrimination: Float[Tensor, ""]
     """Cross-entropy, in nats, of telling real images from negatives by the sign of their energy."""
     energy_l2: Float[Tensor, ""]
+    energy_labelled: Float[Tensor, ""]
+    """Mean E of the labelled batch, where `margin` is on; so the next two."""
+    energy_outliers: Float[Tensor, ""]
+    margin: Float[Tensor, ""]
+    """What is left of the margin term, nats squared."""
     norm_distance: Float[Tensor, ""] | None
     """How far apart BatchNorm's inputs are for real images and negatives, in variances; None without BatchNorm."""
     parts: dict[str, Tensor]
-    """`total` as a sum over the batches that cause it: "class", "real", "negatives", or, where BatchNorm sees real
-    images and negatives as one batch, "class", "generative". Parts share no graph, unless passes were merged."""
+    """`total` as a sum over the batches that cause it: "class", "outliers", "real", "negatives"; where BatchNorm sees
+    two as one batch, "class" has the outliers and "generative" the negatives. Parts share no graph, unless merged."""
     logits_real: Tensor | None
     """Detached logits (b, k) of the real batch, and of the negatives from p(x)."""
     logits_negatives: Tensor | None
@@ -117,6 +129,7 @@ def jem_loss(
     negatives: Negatives,
     weights: LossWeights,
     *,
+    outliers: Outliers | None = None,
     statistics: Statistics = "batch",
     merged: bool = False,
 ) -> Loss:
@@ -125,6 +138,7 @@ def jem_loss(
     `labelled` feeds log p(y|x); its unlabelled rows are left out. `real` feeds every generative term: log p(x) uses all
     of its rows, log p(x, y) and log p(x|y) those with a label. Each batch is one forward, as published, so BatchNorm
     in train mode normalises real images and negatives by their own statistics; only data moves its running averages.
+    `outliers` are for the margin term, and are treated as negatives are.
     `statistics` changes that: "shared" makes real images and negatives from p(x) one batch, and "separate" lets
     negatives move running averages of their own. ("frozen" is the mode of the model, and the caller's to set.)
     `merged` makes all three batches one, for networks that treat each input alone: the numbers are the same, there are
@@ -138,11 +152,29 @@ def jem_loss(
     if weights.class_nll > 0:
         if labelled is None:
             raise ConfigError("weights.class_nll is on and no labelled batch was given.")
-        logits = model(labelled.x) if passed is None else passed[0]
+        of_outliers: Tensor | None = None
+        if weights.margin > 0:
+            if outliers is None:
+                raise ConfigError("weights.margin is on and no outliers were given.")
+            logits, of_outliers, _ = _both_logits(model, labelled.x, outliers.x, statistics)
+        else:
+            logits = model(labelled.x) if passed is None else passed[0]
         class_nll = _masked_mean(_cross_entropy(logits, labelled.y), labelled.y >= 0)
         terms["accuracy"] = _masked_mean((logits.argmax(dim=1) == labelled.y).float(), labelled.y >= 0)
         terms["class_nll"] = class_nll.detach()
         terms["parts"]["class"] = weights.class_nll * class_nll
+        if of_outliers is not None:
+            assert outliers is not None, "its logits are there"
+            above, below = excess(logits, of_outliers, outliers.margins)
+            terms |= {
+                name: marginal_energy(found.detach()).mean()
+                for name, found in (("energy_labelled", logits), ("energy_outliers", of_outliers))
+            }
+            terms["margin"] = (above + below).detach()
+            terms["parts"]["class"] = terms["parts"]["class"] + weights.margin * above
+            # BatchNorm that sees both as one batch makes one graph of them.
+            part = "class" if statistics == "shared" else "outliers"
+            terms["parts"][part] = terms["parts"].get(part, zero) + weights.margin * below
 
     if weights.generative:
         if real is None:
@@ -153,7 +185,7 @@ def jem_loss(
             raise ConfigError("weights.conditional is on and no negatives from p(x|y) were given.")
         both: tuple[Tensor, Tensor | None, Tensor | None]
         if passed is None:
-            both = _both_logits(model, real, negatives.marginal, statistics)
+            both = _both_logits(model, real.x, negatives.marginal, statistics)
         else:
             both = (passed[1], passed[2], None)
         terms |= _generative_terms(model, real, both, negatives, weights, statistics, terms["parts"])
@@ -229,17 +261,17 @@ def _generative_terms(
 
 
 def _both_logits(
-    model: EnergyClassifier, real: Batch, negatives: Tensor | None, statistics: Statistics
+    model: EnergyClassifier, real: Tensor, negatives: Tensor | None, statistics: Statistics
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Logits of the real batch and of the negatives, and the distance between what BatchNorm saw of them."""
     if negatives is None:
-        return model(real.x), None, None
+        return model(real), None, None
     negatives = negatives.detach()
     if statistics == "shared":
-        logits = model(torch.cat([real.x, negatives]))
-        return logits[: len(real.x)], logits[len(real.x) :], None
+        logits = model(torch.cat([real, negatives]))
+        return logits[: len(real)], logits[len(real) :], None
     with statistics_recorded(model) as of_real:
-        logits = model(real.x)
+        logits = model(real)
     with statistics_recorded(model) as of_negatives, _passing_negatives(model, statistics):
         logits_negatives = model(negatives)
     distance = statistics_distance(of_real, of_negatives).to(logits.device) if of_real else None

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from jemstone.commands_drift import drift_parser
-from jemstone.commands_score import score_parser
+from jemstone import commands as deployed
 from jemstone.evaluation.protocol import BUDGETS, SECTIONS
 from jemstone.networks.release_layouts import LAYOUTS
 from jemstone.training.config import TrainConfig
 from jemstone.training.ranks import let_first_speak, rank
 from jemstone.training.recipes import RECIPES, recipe
+from jemstone.training.start_from import starting_from
 from jemstone.version import __version__
 
 # `--data SOURCE` and `--network NAME` are what one types; the settings behind them have fields of their own.
-SHORTHANDS = {"--data": "--data.source", "--network": "--network.name"}
+SHORTHANDS = {"--data": "--data.source", "--network": "--network.name", "--from": "--start_from"}
 SETS = ("--ood", "--near")
 """Options that take any number of NAME=SOURCE."""
 
@@ -31,9 +33,11 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
 
     train = ArgumentParser(
         usage="jemstone train RECIPE [--data SOURCE] [--network NAME] [--run DIR] [--config FILE] [--SETTING VALUE]\n"
+        "       jemstone train RECIPE --from RUN [--run DIR] [--SETTING VALUE]\n"
         "       jemstone train --resume DIR\n"
         "       torchrun --nproc-per-node N -m -- jemstone train ...",
-        description="Train a recipe into a run directory, or go on with a run that was stopped. `--data SOURCE` and "
+        description="Train a recipe into a run directory, or go on with a run that was stopped. `--from RUN` starts a "
+        "new run from the weights of RUN, on its data. `--data SOURCE` and "
         "`--network NAME` are short for --data.source and --network.name.",
     )
     train.add_argument("recipe", nargs="?", help="a preset; see `jemstone recipes`")
@@ -43,8 +47,11 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     train.add_argument("--config", action="config", help="YAML file of settings")
     train.add_class_arguments(TrainConfig, skip={"recipe"})
     named = _named_recipe(arguments)
-    if named is not None:
-        train.set_defaults({key: value for key, value in recipe(named).to_dict().items() if key != "recipe"})
+    begin = _option(arguments, "--from") or _option(arguments, "--start_from")
+    if named is not None and begin is not None:
+        train.set_defaults(_given(starting_from(recipe(named), begin), "recipe", "start_from"))
+    elif named is not None:
+        train.set_defaults(_given(recipe(named), "recipe"))
     commands.add_subcommand("train", train, help="train a recipe, or resume a run")
 
     evaluate = ArgumentParser(
@@ -144,9 +151,6 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     )
     commands.add_subcommand("doctor", doctor, help="what went wrong in a run, why, and what to change")
 
-    commands.add_subcommand("score", score_parser(), help="predictions for very many inputs, as Parquet")
-    commands.add_subcommand("drift", drift_parser(), help="has what the model is asked changed?")
-
     recipes = ArgumentParser(usage="jemstone recipes", description="The presets: what each is, and from which paper.")
     commands.add_subcommand("recipes", recipes, help="list the presets")
 
@@ -157,6 +161,8 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to make")
     show.add_argument("--seed", type=int, default=0, help="of both runs")
     commands.add_subcommand("demo", show, help="the whole idea in three minutes on a CPU")
+    for command in deployed.COMMANDS:
+        commands.add_subcommand(command.NAME, command.parser(), help=command.HELP)
     return parser
 
 
@@ -181,7 +187,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     within = ""
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=False):
         name, equals, value = argument.partition("=")
-        if name in SETS:
+        if name in SETS and arguments[:1] == ["evaluate"]:
             within = name
             alone = "=" not in following or following.startswith("-")
             # An option without a set must not pass for none.
@@ -192,6 +198,18 @@ def expand(arguments: Sequence[str]) -> list[str]:
             within = ""
             expanded.append(shorthands.get(name, name) + equals + value)
     return [*expanded, *(word for name, values in sets.items() for word in (name, *values))]
+
+
+def _given(config: TrainConfig, *without: str) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in without}
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option, before anything is parsed."""
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        if argument == name or argument.startswith(name + "="):
+            return argument.partition("=")[2] or following
+    return None
 
 
 def _named_recipe(arguments: Sequence[str]) -> str | None:

@@ -115,25 +115,28 @@ def load_dataset(source: str, *, validation: float = 0.1, seed: int = 0, limit: 
     )
 
 
-def load_inputs(source: str, input_shape: tuple[int, ...], *, moments: Moments | None = None) -> Tensor:
+def load_inputs(
+    source: str, input_shape: tuple[int, ...], *, moments: Moments | None = None, training: bool = False
+) -> Tensor:
     """The test inputs of `source`, made to fit a model of inputs `input_shape`: float32, (n, *input_shape).
 
     Meant for out-of-distribution sets, so the test split is enough: a .npz with `test_images` alone, or a folder of
     images without classes, will do. Images are in [-1, 1]. Grey becomes RGB by repetition, RGB becomes grey by
     luminance (BT.601); another size is resized bilinearly with antialiasing, which does not keep the aspect ratio.
-    Vectors (d,) are standardised by `moments`, those of the data set that the model was trained on.
+    Vectors (d,) are standardised by `moments`, those of the data set that the model was trained on. With `training`
+    they are the training inputs, labelled or not, so that its test inputs stay unseen; all, where it has but one split.
 
     Raises DataError as `load_dataset` does, and where the inputs cannot be made to fit.
     """
     if len(input_shape) not in (1, 3):
         raise ConfigError(f"input_shape is {input_shape}. It must be (channels, height, width), or (d,) for vectors.")
-    raw = _read(source, test_only=True)
-    part = raw.test or raw.train
+    raw = _read(source, test_only=not training or _only_test(source))
+    part = raw.train or raw.test if training else raw.test or raw.train
     assert part is not None
     inputs = check_inputs(part.inputs, part.inputs_at)
     if raw.test is None:
         labels = check_labels(part.labels, len(inputs), part.labels_at, unlabelled=True)
-        inputs = inputs[_test_split(labels, part)[1]]
+        inputs = inputs[_test_split(labels, part)[0 if training else 1]]
     where = f"{part.inputs_at} holds inputs of shape {tuple(inputs.shape[1:])}, and the model takes {input_shape}"
     if inputs.ndim != len(input_shape) + 1:
         raise DataError(f"{where}. Images cannot be compared with vectors: choose another set.")
@@ -144,6 +147,19 @@ def load_inputs(source: str, input_shape: tuple[int, ...], *, moments: Moments |
             raise ConfigError("Vectors need `moments`, the mean and deviation of the training data: dataset.moments.")
         return standardise(inputs, moments)
     return fit_images(inputs, input_shape, where)
+
+
+def _only_test(source: str) -> bool:
+    """Whether `source` is a folder of images without classes, or a .npz without a training split."""
+    path = Path(source).expanduser()
+    if source.endswith(".npz") and path.is_file():
+        try:
+            with np.load(path) as arrays:
+                return "train_images" not in arrays
+        except (OSError, ValueError, EOFError):
+            return False  # and the reader says what is wrong with it
+    flat = path.is_dir() and not any(entry.is_dir() for entry in path.iterdir())
+    return flat and find_cifar(path.resolve()) is None
 
 
 def _test_split(labels: NDArray[np.int64], part: Examples) -> tuple[Indices, Indices]:

@@ -1,8 +1,15 @@
-"""Thresholds for saying "I don't know", each with a law that holds for every finite sample, and risk-coverage curves.
+"""Thresholds for saying "I don't know", each with a law that holds in finite samples, and risk-coverage curves.
 
-All laws need one thing: held-out data that the model was not trained on, exchangeable with (for `confidence_threshold`:
-independent of and distributed as) what comes later. They need nothing of the model. Ties are never split: whatever
-equals a threshold passes it, here and in use, so compare with >= and in the precision that the threshold was set in.
+The laws need held-out data on which nothing was trained, chosen or calibrated (a temperature, too, wants data of its
+own), exchangeable with what comes later; `confidence_threshold` needs it independent and identically distributed. They
+need nothing of the model, and they say nothing about inputs of another distribution.
+
+Ties are never split: whatever equals a threshold passes it. Compare with >=, in the precision of the held-out scores.
+
+Accepting by log-density and then by something else needs no second set of held-out data. Given a threshold t from
+`density_threshold`, the held-out inputs strictly above t are independent draws of the inputs that pass it, and so the
+other thresholds are set on those alone; the one at t is left out, because it is no random draw. Their laws then hold
+among the inputs that pass. This argument, unlike the thresholds themselves, asks that few log-densities tie at t.
 """
 
 from __future__ import annotations
@@ -65,18 +72,40 @@ def confidence_threshold(
     """The smallest threshold t for which P(wrong | confidence >= t) <= `error`, with probability >= 1 - `delta`.
 
     `confidence` (n,) is any score of held-out data, higher where the prediction is more to be trusted; `correct` (n,)
-    says whether the prediction was right. inf where no threshold can be shown to keep `error`.
+    says whether the prediction was right. inf, which accepts nothing, where no threshold can be shown to keep `error`:
+    with no mistake at all it takes log(delta) / log(1 - error) examples.
+
+    Law: over the draw of n independent held-out examples, the probability that the error among later inputs accepted
+    exceeds `error` is at most `delta`. It needs no assumption where confidences are continuous. Where they tie, it is
+    proven if the error among the accepted never falls as the threshold is lowered.
+
+    Fixed-sequence testing (Learn then Test, Angelopoulos et al., 2021): thresholds are tried from the highest down,
+    each by an exact binomial test (Clopper and Pearson, 1934) at level delta, up to the first that fails. This needs
+    no union bound, unlike the search of Geifman and El-Yaniv (2017). ConfigError for NaN, for shapes that differ, and
+    for an `error` or a `delta` outside (0, 1).
     """
     _check("confidence", confidence)
-    if correct.shape != confidence.shape:
-        raise ConfigError(f"confidence has shape {confidence.shape}, correct {correct.shape}: one of each per example.")
+    _check_correct(confidence, correct)
     for name, value in {"error": error, "delta": delta}.items():
         if not 0 < value < 1:
             raise ConfigError(f"{name}={value} must lie in (0, 1).")
     levels, accepted, wrong = _at_levels(confidence, correct)
+    # Why each test is exact. Lower a threshold through all real numbers: what is tested changes at held-out confidences
+    # only. At a fixed threshold, given the number accepted N, the number wrong W is Binomial(N, R), R the true error.
+    # To return a bad threshold, one must pass the test at the first bad one met, b, where R(b) >= error.
+    #
+    # Why the draw may say where to begin: at the m-th highest confidence, m the fewest that can pass, or b would be
+    # random. R is continuous, so that R = error where intervals of bad thresholds end. Say the start lies
+    # - above b, and below a bad interval that ends at a: R(a) = R(b) = error. Given N(a) < m <= N(b), the inputs above
+    #   a, and those between a and b, are wrong with probability `error` alike: W(b) is Binomial(N(b), error).
+    # - in a bad interval from a to c: R(a) = error, and R >= error down to c, so mistakes below a come no later than
+    #   if they were spread evenly. Given N(a) < m <= N(c), W among the first m is at least Binomial(m, error) in law.
+    # Either way a test at level delta is passed with probability at most delta, whatever the counts.
+    # With ties R jumps. If it never falls on the way down, all that comes after the first bad threshold is wrong with
+    # probability `error` or more, and W at the start is again at least binomial in law.
+    possible = binom.cdf(0, accepted, error) <= delta
     passed = binom.cdf(wrong, accepted, error) <= delta
-    enough = accepted >= math.ceil(math.log(delta) / math.log1p(-error))  # fewer could not pass without any error
-    kept = enough & (np.cumsum(enough & ~passed) == 0)
+    kept = passed & (np.cumsum(possible & ~passed) == 0)
     return float(levels[kept][-1]) if kept.any() else math.inf
 
 
@@ -92,12 +121,38 @@ def typicality(log_density: Float[np.ndarray, ...], reference: Float[np.ndarray,
     return 100.0 * (1 + below) / (len(reference) + 1)
 
 
+def risk_coverage(
+    confidence: Float[np.ndarray, ...], correct: Bool[np.ndarray, ...]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Share accepted i / n, and share wrong among the i most confident, for i = 1 .. n (El-Yaniv and Wiener, 2010).
+
+    Where confidences tie, the share wrong is the mean over all orders of the tied: no order of the file shows. An
+    input that has no right answer counts as wrong. ConfigError for NaN, for shapes that differ, and for no examples.
+    """
+    _check("confidence", confidence)
+    _check_correct(confidence, correct)
+    if not len(confidence):
+        raise ConfigError("A risk-coverage curve needs at least one example.")
+    _, accepted, wrong = _at_levels(confidence, correct)
+    count = np.arange(1, len(confidence) + 1)
+    # A part of tied inputs holds as large a part of their mistakes, on average: linear between the levels.
+    return count / len(count), np.interp(count, np.append(0, accepted), np.append(0, wrong)) / count
+
+
+def aurc(confidence: Float[np.ndarray, ...], correct: Bool[np.ndarray, ...]) -> float:
+    """Area under the risk-coverage curve, the mean risk over coverages 1/n .. 1: lower is better.
+
+    A confidence that knows nothing gets the error rate (Geifman et al., 2019).
+    """
+    return float(risk_coverage(confidence, correct)[1].mean())
+
+
 def _at_levels(
     confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"]
 ) -> tuple[Shaped[np.ndarray, " u"], Shaped[np.ndarray, " u"], Shaped[np.ndarray, " u"]]:
     """Every distinct confidence, highest first, with how many reach it and how many of these are wrong."""
     levels, rank, count = np.unique(-confidence, return_inverse=True, return_counts=True)
-    wrong = np.bincount(rank, weights=~correct, minlength=len(levels)).astype(int)
+    wrong = np.bincount(rank, weights=np.logical_not(correct), minlength=len(levels)).astype(int)
     return -levels, np.cumsum(count), np.cumsum(wrong)
 
 
@@ -116,3 +171,8 @@ def _check(name: str, values: Float[np.ndarray, ...]) -> None:
         raise ConfigError(f"{name} has shape {values.shape}; it must be one number per held-out example, (n,).")
     if np.isnan(values).any():
         raise ConfigError(f"{name}: {int(np.isnan(values).sum())} of {len(values)} values are NaN; check the logits.")
+
+
+def _check_correct(confidence: Float[np.ndarray, ...], correct: Bool[np.ndarray, ...]) -> None:
+    if correct.shape != confidence.shape:
+        raise ConfigError(f"confidence has shape {confidence.shape}, correct {correct.shape}: one of each per example.")

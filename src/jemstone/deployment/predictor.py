@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,13 +19,16 @@ from jemstone.deployment.abstention import typicality
 from jemstone.deployment.calibration import (
     Calibration,
     Policy,
+    Saved,
     Thresholds,
     load_calibration,
     save_calibration,
     scaled_probabilities,
 )
+from jemstone.deployment.hub import download, upload
 from jemstone.deployment.images import read_inputs
 from jemstone.deployment.locate import locate
+from jemstone.deployment.saving import save_model
 from jemstone.energy import marginal_energy
 from jemstone.errors import DataError, RunError
 from jemstone.execution import Execution
@@ -111,10 +115,7 @@ class Predictions:
     def __getitem__(self, i: int) -> Prediction:
         if not -len(self) <= i < len(self):
             raise IndexError(f"There are {len(self)} predictions.")
-        one = slice(i, None if i == -1 else i + 1)
-        row = Predictions(
-            self.class_names, self.probabilities[one], self.log_density[one], self.typicality[one], self.thresholds
-        )
+        row = self.rows(i, None if i == -1 else i + 1)
         reasons = [name for name, holds in ((AMBIGUOUS, row.ambiguous[0]), (FOREIGN, row.foreign[0])) if holds]
         return Prediction(
             label=row.labels[0],
@@ -125,6 +126,16 @@ class Predictions:
             accepted=not reasons,
             reason=", ".join(reasons),
             candidates=tuple(name for name, holds in zip(self.class_names, row.candidates[0], strict=True) if holds),
+        )
+
+    def rows(self, start: int, stop: int | None) -> Predictions:
+        """Those of the inputs from `start` up to `stop`."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            probabilities=self.probabilities[part],
+            log_density=self.log_density[part],
+            typicality=self.typicality[part],
         )
 
     def __iter__(self) -> Iterator[Prediction]:
@@ -182,6 +193,10 @@ class Predictor:
             predictor.save_calibration()
         return predictor
 
+    def with_policy(self, policy: Policy) -> Predictor:
+        """The same model and calibration with the lines drawn for another policy."""
+        return Predictor(self.trained, self.calibration, policy, self.moments)
+
     def __call__(self, inputs: Any) -> Predictions:
         """Predictions for one input or many: arrays, tensors, PIL images, paths, bytes, or a list (`read_inputs`)."""
         return self.predict(self.read(inputs))
@@ -201,9 +216,53 @@ class Predictor:
             class_names=self.trained.class_names,
             probabilities=scaled_probabilities(logits, self.calibration.temperature),
             log_density=log_density,
-            typicality=typicality(log_density, self.calibration.reference),
+            typicality=typicality(np.where(np.isnan(log_density), -np.inf, log_density), self.calibration.reference),
             thresholds=self.thresholds,
         )
+
+    def save(self, folder: str | Path, *, buffer: bool = False, license: str | None = None) -> Path:
+        """Make `folder` a slim run directory to hand on: what it takes to predict, evaluate and sample.
+
+        It holds the settings, the weights that are used (averaged ones where the run keeps them), the calibration,
+        where chains start, results.json, and a model card, README.md; the replay buffer if asked for. It has no
+        optimiser, so it cannot be resumed. Of paths, of the data and in the command, only the last part is kept:
+        whoever evaluates it has the data in the working directory, or passes it. A class Gaussian that weighs more
+        than the model keeps its leading directions alone. `license` is an identifier of the hub such as apache-2.0.
+
+        Raises RunError where `folder` is not free, DataError where the start of chains must be estimated again from
+        data that is gone.
+        """
+        return save_model(self.trained, self._saved, folder, buffer=buffer, license=license, name=None).path
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        buffer: bool = False,
+        license: str | None = None,
+    ) -> str:
+        """Make OWNER/NAME of the Hugging Face hub what `save` writes, and return its address.
+
+        The repository is made if there is none, `private` or as its owner's default is. `token` defaults to that of
+        `hf auth login`. Raises RunError where the hub refuses or cannot be reached.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            save_model(self.trained, self._saved, folder, buffer=buffer, license=license, name=repo_id)
+            return upload(folder, repo_id, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id: str, *, revision: str | None = None, token: str | None = None, **options: Any
+    ) -> Predictor:
+        """The predictor of OWNER/NAME on the Hugging Face hub, at `revision`; `options` are those of `load`."""
+        return cls.load(download(repo_id, revision=revision, token=token), **options)
+
+    @property
+    def _saved(self) -> Saved:
+        return Saved(self.calibration, self.policy, self.moments, self.trained.step)
 
     def save_calibration(self) -> None:
         """Keep calibration and policy in the run directory."""

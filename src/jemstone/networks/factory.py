@@ -8,6 +8,7 @@ import re
 from torch import nn
 
 from jemstone.errors import ConfigError
+from jemstone.networks.foreign import FOREIGN, build_foreign, is_foreign
 from jemstone.networks.layers import check_normalisable, check_statistics, image_shape, with_spectral_norm
 from jemstone.networks.resnet9 import ResNet9
 from jemstone.networks.small import MLP, ConvNet
@@ -19,7 +20,7 @@ NETWORKS: dict[str, str] = {
     "conv-WIDTH[-DEPTH]": "small ConvNet for small images, 3 convolutions unless DEPTH says otherwise",
     "mlp-WIDTH[-DEPTH]": "perceptron for vectors and tiny images, 2 hidden layers unless DEPTH says otherwise",
 }
-"""The names that `build_network` understands; the words in capitals stand for whole numbers."""
+"""The names of jemstone's own networks, with words in capitals for whole numbers; `build_network` knows FOREIGN too."""
 
 
 def build_network(
@@ -32,19 +33,24 @@ def build_network(
     spectral_norm: bool = False,
     dropout: float = 0.0,
     activation: str = "leaky_relu",
+    definition: str = "",
 ) -> nn.Module:
-    """The network called `name` (see NETWORKS) for inputs of `input_shape`, (c, h, w) or (d,), with fresh weights.
+    """The network called `name` (NETWORKS, FOREIGN) for inputs of `input_shape`, (c, h, w) or (d,), with fresh weights.
 
     It maps a batch (b, *input_shape) to logits (b, num_classes). Weights come from torch's global generator; seed it,
     or fork it, for a reproducible start. `statistics` is for norm='batch': with 'separate' its layers keep running
     statistics of negatives beside those of data (SeparateBatchNorm2d); 'shared' and 'frozen' are ways to train and
     build the same network as 'batch'. `spectral_norm` divides all weights by their spectral norms, see
-    `with_spectral_norm`. Raises ConfigError for an unknown name and for settings that contradict each other or the
-    input.
+    `with_spectral_norm`. Networks of other libraries (`jemstone.networks.foreign`) have their own normalisation,
+    dropout and activations, and are built from their `definition` where it is known. Raises ConfigError for an unknown
+    name and for settings that contradict each other or the input.
     """
-    network = _plain_network(
-        name, input_shape, num_classes, norm=norm, statistics=statistics, dropout=dropout, activation=activation
-    )
+    if is_foreign(name):
+        network = build_foreign(name, num_classes, definition)
+    else:
+        network = _plain_network(
+            name, input_shape, num_classes, norm=norm, statistics=statistics, dropout=dropout, activation=activation
+        )
     return with_spectral_norm(network) if spectral_norm else network
 
 
@@ -60,7 +66,7 @@ def _plain_network(
 ) -> nn.Module:
     match = re.fullmatch(r"(wrn)-(\d+)-(\d+)|(resnet9)-(\d+)|(conv|mlp)-(\d+)(?:-(\d+))?", name, re.ASCII)
     if match is None:
-        known = "; ".join(f"{pattern}: {text}" for pattern, text in NETWORKS.items())
+        known = "; ".join(f"{pattern}: {text}" for pattern, text in (NETWORKS | FOREIGN).items())
         raise ConfigError(f"Unknown network {name!r}. Known names: {known}.")
     kind, *numbers = (group for group in match.groups() if group is not None)
     sizes = [int(number) for number in numbers]

@@ -109,6 +109,16 @@ class ClassGaussian:
         x = x.view(len(labels), *self.input_shape)
         return x if self.box is None else x.clamp(*self.box)
 
+    def reduced(self, rank: int) -> ClassGaussian:
+        """The same variances of every entry, with covariances of the `rank` leading directions alone; exact if few."""
+        if self.factor.shape[2] <= rank:
+            return self
+        directions, scale, _ = torch.linalg.svd(self.factor.double(), full_matrices=False)
+        factor = directions[:, :, :rank] * scale[:, None, :rank]
+        left = self.factor.double().square().sum(dim=2) - factor.square().sum(dim=2)
+        residual = (self.residual.double().square() + left.clamp(min=0)).sqrt()
+        return ClassGaussian(self.mean, factor.float().contiguous(), residual.float(), self.input_shape, self.box)
+
     def to(self, device: torch.device) -> ClassGaussian:
         """The same distribution with its tensors on `device`."""
         tensors = (self.mean.to(device), self.factor.to(device), self.residual.to(device))

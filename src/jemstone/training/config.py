@@ -45,6 +45,7 @@ class TrainConfig:
     Attributes:
         recipe: the preset that this configuration started from.
         seed: of every random stream in the run.
+        start_from: run directory whose weights the network starts from; read once, when the run starts.
         classifier_steps: steps at the beginning that train the class term alone.
         epochs: passes over the labelled training examples.
         steps: number of optimiser steps; overrides epochs.
@@ -67,6 +68,7 @@ class TrainConfig:
 
     recipe: str = "custom"
     seed: int = 0
+    start_from: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
@@ -105,6 +107,8 @@ class TrainConfig:
         at_least("classifier_steps", self.classifier_steps, 0)
         if self.classifier_steps and not self.weights.class_nll:
             raise ConfigError("classifier_steps train the class term alone, and weights.class_nll is 0: set one to 0.")
+        if self.weights.margin and self.progressive.share:
+            raise ConfigError("weights.margin and progressive.share do not go together: margins are of full size.")
         if self.attack.radius and not self.weights.class_nll:
             raise ConfigError("attack.radius makes the class term adversarial, and weights.class_nll is 0.")
         if self.compile == "on" and not self.weights.generative:

@@ -44,6 +44,9 @@ def measure(
     values: dict[str, Tensor] = {"loss": loss.total, **gradients}
     if weights.class_nll > 0:
         values |= {"class_nll": loss.class_nll, "train_accuracy": loss.accuracy}
+    if weights.margin > 0:
+        values |= {"energy_labelled": loss.energy_labelled, "energy_outliers": loss.energy_outliers}
+        values["margin"] = loss.margin
     if weights.generative:
         values["energy_real"] = loss.energy_real
     if weights.marginal_chains:

@@ -16,7 +16,7 @@ from jemstone.training.settings import Limits
 
 Row = dict[str, float]
 History = tuple[Row, ...]
-ENERGIES = ("energy_real", "energy_negatives")
+ENERGIES = ("energy_real", "energy_negatives", "energy_labelled", "energy_outliers")
 GAPS = ("energy_gap", "conditional_gap")
 WATCHED = (
     *ENERGIES,

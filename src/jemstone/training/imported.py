@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jemstone.data import Dataset, load_dataset
 from jemstone.data.sources import absolute_source
+from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, ConfigError
 from jemstone.networks.legacy import ReleaseFile, load_release, read_release
 from jemstone.networks.release_layouts import LAYOUTS
@@ -61,16 +63,30 @@ def import_checkpoint(file: str | Path, layout: str, network: str, data: Dataset
     model = make_model(config, data.input_shape, data.num_classes)
     assert isinstance(model.network, WideResNet), "the name of the network was compared with the file's"
     load_release(release, model.network)
-    initial = make_initial(data, config, torch.device("cpu"))
-
     chains = 0 if release.buffer is None else len(release.buffer)
-    origin = {"file": Path(file).name, "sha256": _sha256(Path(file)), "layout": layout, "chains": chains}
+    origin = {"file": Path(file).name, "sha256": sha256_of(Path(file)), "layout": layout, "chains": chains}
+    return write_untrained(out, config, data, model, origin, release.buffer)
+
+
+def write_untrained(
+    out: str | Path,
+    config: TrainConfig,
+    data: Dataset,
+    model: EnergyClassifier,
+    origin: dict[str, Any],
+    buffer: Tensor | None = None,
+) -> Run:
+    """The run directory `out` of a model that was trained elsewhere: of step 0, without an optimiser's state.
+
+    `origin` says in config.json, under "imported", where the weights come from; `buffer` are its chains, if any.
+    """
+    initial = make_initial(data, config, torch.device("cpu"))
     fabric = make_fabric(config.with_values(device="cpu"))
     run = Run.create(out, {**facts(config, data, fabric), "imported": origin})
     save_initial(run, initial)
     tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in model.network.state_dict().items()}
-    if release.buffer is not None:
-        tensors["buffer/x"] = release.buffer
+    if buffer is not None:
+        tensors["buffer/x"] = buffer
     save_checkpoint(run.path / "checkpoints", Checkpoint(tensors, {"step": 0}), keep=None)
     run.event("imported", 0, **origin)
     return run
@@ -139,7 +155,8 @@ def _check_data(release: ReleaseFile, config: TrainConfig, data: Dataset) -> Non
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

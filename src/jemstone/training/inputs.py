@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from jemstone.data import UNLABELLED, Dataset, Split, load_dataset
+from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
-from jemstone.errors import ConfigError, DataError, RunError
+from jemstone.errors import ConfigError, DataError, JemstoneError, RunError
 from jemstone.networks import build_network
+from jemstone.networks.foreign import absolute_network, definition_of
 from jemstone.networks.layers import SeparateBatchNorm2d
 from jemstone.networks.modes import dry_run
 from jemstone.rng import seeded
@@ -32,13 +35,41 @@ def read_config(run: Run) -> tuple[TrainConfig, dict[str, Any]]:
 
 def data_of_run(run: Run, config: TrainConfig, data: Dataset | None = None) -> Dataset:
     """The data that `run` was trained on, loaded again or given, known by its digest to be the same."""
-    data = load_data(config) if data is None else data
+    if data is None:
+        try:
+            data = load_data(config)
+        except JemstoneError as error:
+            if "published" not in run.info:
+                raise
+            settings = f"validation={config.data.validation:g}, seed={config.seed}, limit={config.data.limit}"
+            raise DataError(
+                f"{run.path} was published without its data, {run.info['data']['name']}. To use it with them, work in "
+                f"the folder that holds {config.data.source!r}, or pass data=load_dataset(SOURCE, {settings}). "
+                f"({error})"
+            ) from error
     if data.digest() != run.info["data"]["digest"]:
         raise DataError(
             f"The data at {config.data.source!r} is not what {run.path} was trained on (its digest differs): "
             "restore the original, or start a new run."
         )
     return data
+
+
+def settled(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """`config` with what it names found: paths as they read from any folder, a foreign network by its definition."""
+    network = config.network
+    with seeded(config.seed, "definition"):  # a network is made to look at it
+        found = network.definition or definition_of(network.name, num_classes)
+    start_from = str(Path(config.start_from).expanduser().resolve()) if config.start_from else ""
+    source, outliers = config.data.source, config.data.outliers
+    return config.with_values(
+        start_from=start_from,
+        data={
+            "source": source if source == CUSTOM else absolute_source(source),
+            "outliers": absolute_source(outliers) if outliers else "",
+        },
+        network={"name": absolute_network(network.name), "definition": found},
+    )
 
 
 def load_data(config: TrainConfig) -> Dataset:
@@ -81,10 +112,10 @@ def make_model(
                 "The command line cannot build it."
             )
         settings = config.network
-        if settings.statistics == "frozen" and not config.classifier_steps:
+        if settings.statistics == "frozen" and not (config.classifier_steps or config.start_from):
             raise ConfigError(
                 "network.statistics 'frozen' keeps the running averages of the classifier phase, and there is none: "
-                "set classifier_steps, or pass a trained network of your own."
+                "set classifier_steps, start from a run (--from RUN), or pass a trained network of your own."
             )
         with seeded(config.seed, "network"):
             network = build_network(
@@ -96,8 +127,9 @@ def make_model(
                 activation=settings.activation,
                 spectral_norm=settings.spectral_norm,
                 statistics=settings.statistics,
+                definition=settings.definition,
             )
-    elif config.network.statistics == "separate" and not any(
+    if config.network.statistics == "separate" and not any(
         isinstance(m, SeparateBatchNorm2d) for m in network.modules()
     ):
         raise ConfigError(
@@ -113,6 +145,9 @@ def make_model(
             f"data has: {error}"
         ) from error
     if classes != num_classes:
-        raise ConfigError(f"The network returns {classes} logits and the data has {num_classes} classes.")
+        raise ConfigError(
+            f"The network returns {classes} logits and the data has {num_classes} classes. Where the data's are among "
+            "them, Adapted(network, classes=...) or `jemstone wrap --classes` says which."
+        )
     check_progressive(model, config.progressive, input_shape)
     return model

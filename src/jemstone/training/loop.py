@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from jemstone.data.batches import Batch
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import Diverged
+from jemstone.margins import Margins, Outliers
 from jemstone.networks.modes import (
     buffers_restored_on_error,
     in_mode,
@@ -60,6 +61,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
     rate = learning_rate(config.optimizer, step, trainer.total_steps)
     batch = _placed(trainer.streams.labelled(position), trainer) if config.weights.class_nll > 0 else None
     real = _placed(trainer.streams.real(position), trainer) if config.weights.generative else None
+    outliers = _outliers(trainer, position) if config.weights.margin > 0 else None
 
     # Taken apart, the gradient costs copies of itself, so it is where its parts are needed or will be logged.
     in_parts = config.optimizer.balance > 0 or (step + 1) % config.log_every == 0
@@ -71,7 +73,7 @@ def train_step(state: TrainState, trainer: Trainer) -> Metrics:
         with buffers_restored_on_error(model), dropout:
             negatives, moves = draw_negatives(state, trainer, real)
             attacked = _attacked(state, trainer, batch) if batch is not None and config.attack.radius > 0 else batch
-            loss, norms = _gradients(model, optimizer, attacked, real, negatives, trainer, in_parts=in_parts)
+            loss, norms = _gradients(model, optimizer, attacked, real, negatives, outliers, trainer, in_parts=in_parts)
             metrics = average_metrics(measure(loss, norms, moves, real, config, trainer.box), fabric)
             history = check(step + 1, metrics, state.history, config.limits)
     except Diverged as problem:
@@ -114,6 +116,12 @@ def _placed(batch: Batch, trainer: Trainer) -> Batch:
     return Batch(trainer.execution.place(batch.x), batch.y)
 
 
+def _outliers(trainer: Trainer, position: int) -> Outliers:
+    """The outliers of a step, with the margins that were found when the run started."""
+    assert trainer.streams.outliers is not None, "a run with weights.margin has outliers"
+    return Outliers(_placed(trainer.streams.outliers(position), trainer).x, Margins(*trainer.config.data.margins))
+
+
 def _attacked(state: TrainState, trainer: Trainer, batch: Batch) -> Batch:
     """The labelled batch as adversarial examples of itself, found in evaluation mode.
 
@@ -140,6 +148,7 @@ def _gradients(
     batch: Batch | None,
     real: Batch | None,
     negatives: Negatives,
+    outliers: Outliers | None,
     trainer: Trainer,
     *,
     in_parts: bool,
@@ -157,9 +166,19 @@ def _gradients(
     def evaluate() -> Loss:
         optimizer.zero_grad()
         with trainer.execution.autocast(fabric.device):
-            return jem_loss(model, batch, real, negatives, config.weights, statistics=statistics, merged=merged)
+            return jem_loss(
+                model,
+                batch,
+                real,
+                negatives,
+                config.weights,
+                outliers=outliers,
+                statistics=statistics,
+                merged=merged,
+            )
 
-    train_mode(model, frozen_norms=statistics == "frozen" and config.weights.generative)
+    faced = config.weights.generative or config.weights.margin > 0
+    train_mode(model, frozen_norms=statistics == "frozen" and faced)
     loss = evaluate()
     norms: dict[str, Tensor] = {}
     scale: Tensor | float = 1.0

@@ -171,10 +171,47 @@ _DAT_SMALL = _CLASSIFIER_SMALL.with_values(
     classifier_steps=600,
 )
 
+# Standardised vectors have no box and few dimensions, so that chains can be warmer and mix: T = 0.1 and not 5e-5. Noise
+# on what is real gives a width of 0.1 to directions in which data hardly vary; the curvature of the energy there is
+# T / 0.1^2 = 10, and Langevin is stable for steps below 2 / 10.
+_JEM_VECTORS = TrainConfig(
+    recipe="jem-vectors",
+    network=NetworkConfig("mlp-128", activation="silu"),
+    weights=LossWeights(class_nll=2.0, marginal=1.0, energy_l2=0.03),
+    chains=ChainConfig("langevin", steps=10, step_size=0.1, noise=0.14, start="gaussian", buffer_size=1000),
+    optimizer=OptimizerConfig("adam", 3e-3, warmup_steps=20, schedule="cosine", clip_norm=1.0),
+    augment=Augment(noise=0.1),
+    augment_real=Augment(noise=0.1),
+    steps=400,
+    ema=0.99,
+)
+
 _SADA_JEM_SMALL = _JEMPP_SMALL.with_values(
     recipe="sada-jem-small",
     chains={"steps": 5},
     optimizer={"sam_rho": 0.5, "sam_adaptive": True},
+)
+
+# Liu et al. fine-tune a trained classifier for 10 epochs at 1e-3 with a cosine, and let BatchNorm see data and outliers
+# as one batch. Frozen, as here, its energies while training are those that it will have in use.
+_ENERGY_FINETUNE = TrainConfig(
+    recipe="energy-finetune",
+    network=NetworkConfig(statistics="frozen"),
+    weights=LossWeights(class_nll=1.0, margin=0.1),
+    optimizer=OptimizerConfig("sgd", 1e-3, weight_decay=5e-4, schedule="cosine"),
+    epochs=10,
+    batch_size=128,
+)
+
+# The class term leads, so that a few hundred steps teach where data end and unteach no class. A classifier's energies
+# are tens of nats apart to begin with, so that the limit of the gap is wider than for a start from nothing.
+_JEM_FINETUNE = _JEMSTONE_SMALL.with_values(
+    recipe="jem-finetune",
+    weights={"class_nll": 80.0, "energy_l2": 0.01},
+    optimizer={"learning_rate": 5e-4, "warmup_steps": 50},
+    limits={"median_gap": 60.0},
+    augment={"noise": 0.03},
+    steps=300,
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -228,6 +265,21 @@ RECIPES: dict[str, Recipe] = {
         _JEMSTONE_SMALL,
         "Our own for tiny images: JEM with group normalisation, energies anchored, gradient clipped at 1.",
         "jemstone",
+    ),
+    "jem-vectors": Recipe(
+        _JEM_VECTORS,
+        "JEM for tables on a CPU: 10 Langevin steps at T = 0.1 from class Gaussians, on standardised columns.",
+        "jemstone",
+    ),
+    "jem-finetune": Recipe(
+        _JEM_FINETUNE,
+        "Starts from a trained classifier of small images (--from RUN); a few hundred steps make a JEM of it.",
+        "jemstone",
+    ),
+    "energy-finetune": Recipe(
+        _ENERGY_FINETUNE,
+        "Starts from a trained network (--from RUN); pushes outliers' energies up, with --data.outliers SOURCE.",
+        "Liu et al., NeurIPS 2020",
     ),
     "dat-small": Recipe(
         _DAT_SMALL, "Dual adversarial training on the small network, without BatchNorm.", "jemstone, after DAT 2025"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from jemstone.data.sources import absolute_source
 from jemstone.errors import ConfigError
+from jemstone.networks.foreign import absolute_network
 from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
-from jemstone.training.inputs import read_config
+from jemstone.training.inputs import read_config, settled
 from jemstone.training.session import Session
 
 
@@ -20,8 +20,10 @@ def start_or_resume(config: TrainConfig, run: Path) -> Session:
     """
     if not (run / "config.json").is_file():
         return Session.start(config, run=run)
-    before, _ = read_config(Run(run))
-    now = config.with_values(data={"source": absolute_source(config.data.source)})
+    before, facts = read_config(Run(run))
+    if absolute_network(config.network.name) == before.network.name:  # its source may be gone by now
+        config = config.with_values(network={"definition": before.network.definition})
+    now = settled(config, facts["num_classes"])
     other = [field.name for field in fields(config) if getattr(before, field.name) != getattr(now, field.name)]
     if other:
         raise ConfigError(

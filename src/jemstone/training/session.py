@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from jemstone.data import Dataset, labelled
-from jemstone.data.sources import absolute_source
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import CheckpointError, Diverged
 from jemstone.execution import Execution
@@ -29,12 +28,14 @@ from jemstone.training.durable import restore_newest, save_state, share_of, stor
 from jemstone.training.environment import facts, ranks_of, warn_of_changes
 from jemstone.training.guard import check_evaluation
 from jemstone.training.initial_file import load_initial
-from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config
+from jemstone.training.inputs import CUSTOM, check_dataset, data_of_run, load_data, make_model, read_config, settled
 from jemstone.training.locate import require_finite
 from jemstone.training.loop import train_step
+from jemstone.training.outliers import digest_of, load_outliers, measured_margins, outliers_of_run
 from jemstone.training.ranks import from_first, replicate, require_same
 from jemstone.training.recovery import REFERENCE, Recovery
 from jemstone.training.setup import Trainer, join_ranks, make_buffer
+from jemstone.training.start_from import load_start
 from jemstone.training.state import TrainState
 from jemstone.training.validation import validate
 
@@ -74,7 +75,8 @@ class Session:
         """A new run.
 
         `data` defaults to what `config.data` names. `network`, any module from inputs to logits, takes the place of
-        `config.network`; it is trained in place. `run` is a directory to be made; without it nothing is written.
+        `config.network`; it is trained in place. With `config.start_from` (see `starting_from`) its weights are those
+        of that run, which is not needed again. `run` is a directory to be made; without it nothing is written.
         What is given as an object must be given again to resume, evaluate or load the run.
         """
         if run is not None:
@@ -82,22 +84,30 @@ class Session:
         fabric = join_ranks(config)
         if data is None:
             data = load_data(config)
-            config = config.with_values(data={"source": absolute_source(config.data.source)})
         else:
             data = check_dataset(data)
             config = config.with_values(data={"source": CUSTOM})
         if network is not None:
-            config = config.with_values(network={"name": CUSTOM})
+            config = config.with_values(network={"name": CUSTOM, "definition": ""})
+        config = settled(config, data.num_classes)
         if fabric.world_size > 1:
             require_same((config.to_dict(), data.digest()), "settings and data", fabric)
         model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
+        if config.start_from:
+            load_start(model, config.start_from)
+        outliers = load_outliers(config, data)
+        if outliers is not None and not config.data.margins:
+            found = from_first(lambda: measured_margins(model, data, outliers), fabric)
+            config = config.with_values(data={"margins": tuple(found)})
         total = config.total_steps(len(labelled(data.train)), fabric.world_size)
         execution, reason = agreed_execution(model, config, data.input_shape, total, fabric)
-        trainer = Trainer.create(data, config, fabric, execution=execution)
+        trainer = Trainer.create(data, config, fabric, execution=execution, outliers=outliers)
         state = _first_state(model, trainer, data.num_classes)
         directory = None
         if run is not None:
             info = {**facts(config, data, fabric), "execution": asdict(execution)}
+            if outliers is not None:
+                info["data"]["outliers"] = digest_of(outliers)
             directory = from_first(lambda: Run.create(run, info), fabric)
         session = cls(config, data, state, trainer, directory)
         session._event("started", 0, execution=str(execution), reason=reason)
@@ -116,9 +126,11 @@ class Session:
         if "imported" in directory.info:
             raise CheckpointError(
                 f"{directory.path} was imported from {directory.info['imported']['file']}, which holds weights and no "
-                "optimiser state, so there is nothing to resume. Evaluate it, sample from it, or train on from its "
-                "weights in a new run: Session.start(config, data, load_trained(run).model.network, run=...)."
+                "optimiser state, so there is nothing to resume. Evaluate it, or train on from its weights in a new "
+                f"run: jemstone train RECIPE --from {directory.path}"
             )
+        if "published" in directory.info:
+            raise CheckpointError(f"{directory.path} is a copy that was handed on, without the state to resume from.")
         config, _ = read_config(directory)
         data = data_of_run(directory, config, data)
         fabric = join_ranks(config)
@@ -127,7 +139,8 @@ class Session:
         # Runs from before there was a choice hold none.
         chosen = directory.info.get("execution")
         execution = as_configured(config) if chosen is None else Execution(**chosen)
-        trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory))
+        outliers = outliers_of_run(directory, config, data)
+        trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory), outliers)
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
         state = _first_state(model, trainer, data.num_classes)
         restore_newest(directory, state, trainer)

@@ -17,11 +17,22 @@ class DataConfig:
         source: `digits`, a .npz file, a folder of class folders, a CIFAR folder, or `hf:NAME`.
         validation: share of the training set held out for every selection.
         limit: use this many training examples only.
+        outliers: a source of inputs that are not of the data, for weights.margin; its training split is used, labels
+            are not.
+        margins: energies, in nats, that data should lie below and outliers above. Left empty, the two are measured on
+            the network that training starts from (`measured_margins`), and kept here.
     """
 
     source: str = "digits"
     validation: float = 0.1
     limit: int | None = None
+    outliers: str = ""
+    margins: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "margins", tuple(self.margins))
+        if self.margins and not (len(self.margins) == 2 and -math.inf < self.margins[0] < self.margins[1] < math.inf):
+            raise ConfigError(f"data.margins are two energies, the lower one first; got {list(self.margins)}.")
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,9 @@ class NetworkConfig:
     """Which network gives the logits.
 
     Attributes:
-        name: `wrn-DEPTH-WIDTH`, `resnet9-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`, or `custom` for a module of
-            your own.
+        name: `wrn-DEPTH-WIDTH`, `resnet9-WIDTH`, `conv-WIDTH[-DEPTH]`, `mlp-WIDTH[-DEPTH]`; `timm:NAME`,
+            `hf:FOLDER_OR_ID` or `py:FILE.py:FUNCTION`, for which norm, dropout and activation say nothing; or `custom`
+            for a module of your own.
         norm: normalisation layers.
         dropout: probability of dropping a unit, in train mode only.
         activation: the nonlinearity.
@@ -38,7 +50,9 @@ class NetworkConfig:
         statistics: which statistics BatchNorm uses while weights are trained. `batch`: each batch its own, and only
             data moves the running averages (JEM++). `shared`: real images and negatives are one batch. `separate`:
             each its own, with a second set of running averages for negatives and chains. `frozen`: the running
-            averages of the classifier phase, which `classifier_steps` or your own network brings (DAT).
+            averages of the classifier phase, which `classifier_steps`, `start_from` or your own network brings (DAT).
+        definition: of a network of timm or transformers, as JSON: found when the run starts, so that it can be loaded
+            though its source has gone.
     """
 
     name: str = "conv-32"
@@ -47,6 +61,7 @@ class NetworkConfig:
     activation: Literal["leaky_relu", "silu", "relu"] = "leaky_relu"
     spectral_norm: bool = False
     statistics: Literal["batch", "shared", "separate", "frozen"] = "batch"
+    definition: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
-from torch import nn
+from torch import Tensor, nn
 
-from jemstone.data import Dataset, Stream, labelled, to_box
+from jemstone.data import UNLABELLED, Dataset, Split, Stream, labelled, to_box
 from jemstone.data.batches import pooled
 from jemstone.errors import ConfigError
 from jemstone.execution import PLAIN, Execution
@@ -39,20 +39,26 @@ from jemstone.training.treatment import Remedy, settings_at
 
 
 class Streams(NamedTuple):
-    """The two streams of a run: labelled and augmented for p(y|x), plain and complete for the generative terms."""
+    """The streams of a run: labelled for p(y|x), complete for the generative terms, and outliers if there are any."""
 
     labelled: Stream
     real: Stream
+    outliers: Stream | None = None
 
     @classmethod
-    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric) -> Streams:
-        """Streams over the training split of `data`."""
+    def create(cls, data: Dataset, config: TrainConfig, fabric: Fabric, outliers: Tensor | None = None) -> Streams:
+        """Streams over the training split of `data`, and over `outliers`, which are augmented as what they face is."""
         everything = data.train.to(fabric.device)  # once: the streams share it
         known = labelled(everything)
         place = {"rank": fabric.global_rank, "world_size": fabric.world_size, "device": fabric.device}
+        beyond = None
+        if outliers is not None:
+            split = Split(outliers, torch.full((len(outliers),), UNLABELLED)).to(fabric.device)
+            beyond = Stream(split, config.batch_size, config.augment, seed=config.seed, name="outliers", **place)
         return cls(
             Stream(known, config.batch_size, config.augment, seed=config.seed, name="labelled", **place),
             Stream(everything, config.real_batch_size, config.augment_real, seed=config.seed, name="real", **place),
+            beyond,
         )
 
 
@@ -203,15 +209,16 @@ class Trainer:
         initial: Initial | None = None,
         execution: Execution = PLAIN,
         ranks: int | None = None,
+        outliers: Tensor | None = None,
     ) -> Trainer:
-        """The trainer of `config` on `data`; `initial` spares estimating where chains start a second time.
+        """The trainer of `config` on `data` and `outliers`; `initial` spares estimating where chains start twice.
 
         `ranks` defaults to those of `fabric`.
         """
         if config.weights.generative:
             initial = initial or make_initial(data, config, fabric.device)
         sampler = make_sampler(config.chains, data.box)
-        streams = Streams.create(data, config, fabric)
+        streams = Streams.create(data, config, fabric, outliers)
         trainer = cls(
             config, config, streams, sampler, initial, fabric, data.box, execution, ranks or fabric.world_size
         )
@@ -232,7 +239,7 @@ class Trainer:
         factor = self.recipe.progressive.factor
         return replace(
             self,
-            streams=Streams(*(stream.reduced(factor) for stream in self.streams)),
+            streams=Streams(self.streams.labelled.reduced(factor), self.streams.real.reduced(factor)),
             initial=self.initial and make_initial(data, self.recipe, self.fabric.device, factor),
             # A compiled gradient is made, and known to be right, for images of full size only.
             execution=replace(self.execution, compiled=0),

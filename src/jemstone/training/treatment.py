@@ -146,7 +146,9 @@ def settings_at(config: TrainConfig, remedy: Remedy, chain_steps: int, *, classi
     """`config` as a step sees it: `chain_steps` is K before the remedy; `classifier_only` switches all but one off."""
     weights, chains, optimizer = config.weights, config.chains, config.optimizer
     if classifier_only:
-        weights = replace(weights, marginal=0.0, joint=0.0, conditional=0.0, discrimination=0.0, energy_l2=0.0)
+        weights = replace(
+            weights, marginal=0.0, joint=0.0, conditional=0.0, discrimination=0.0, energy_l2=0.0, margin=0.0
+        )
         optimizer = replace(optimizer, balance=0.0)
     elif weights.generative:
         weights = replace(weights, energy_l2=max(weights.energy_l2, remedy.energy_l2))

@@ -1,4 +1,4 @@
-"""`jemstone drift`: has what a model is asked changed?"""
+"""jemstone drift: has what a model is asked changed?"""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ LEVEL = 0.05
 """The chance that any window is called drifted where nothing has changed."""
 
 
-def drift_parser() -> ArgumentParser:
-    """The options of the command."""
+NAME = "drift"
+HELP = "has what the model is asked changed?"
+
+
+def parser() -> ArgumentParser:
+    """Its arguments."""
     parser = ArgumentParser(
         usage="jemstone drift RUN --current SOURCE [--reference SOURCE] [--window N]\n"
         "                      [--json FILE.json] [--figure FILE.png]",
@@ -49,7 +53,7 @@ def drift_parser() -> ArgumentParser:
     return parser
 
 
-def drift_command(options: Namespace, console: Console) -> None:
+def run(options: Namespace, console: Console) -> None:
     """Print a table with a line for each window."""
     if options.figure is not None and options.figure.suffix.lower() != ".png":
         raise ConfigError(f"--figure is the PNG file to write, with a name that ends in .png; got {options.figure}.")

@@ -1,4 +1,4 @@
-"""`jemstone score`: predictions for very many inputs."""
+"""jemstone score: predictions for very many inputs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from jemstone.commands.policy import USAGE, add_policy, load_predictor
 from jemstone.console import SECONDS_BETWEEN_LINES
 from jemstone.deployment.bulk import score
-from jemstone.deployment.predictor import Predictor
 from jemstone.execution import keep_freed_memory
 
+NAME = "score"
+HELP = "predictions for very many inputs, as Parquet"
 
-def score_parser() -> ArgumentParser:
-    """The options of the command."""
+
+def parser() -> ArgumentParser:
+    """Its arguments."""
     parser = ArgumentParser(
         usage="jemstone score RUN SOURCE --out FILE.parquet [--engine local|ray] [--workers N] [--batch_size N]\n"
-        "                      [--fresh]",
+        f"                      [--fresh] {USAGE}",
         description="Predict every input of a source: a folder of images with all folders in it, a .npz, a .parquet "
         "with encoded images or a folder of these. One row for each input, in order; inputs that cannot be read "
         "are rows with an error. Stopped at any moment and started again, it goes on.",
@@ -29,14 +32,15 @@ def score_parser() -> ArgumentParser:
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="this process, or Ray's actors")
     parser.add_argument("--workers", type=int | None, help="threads that decode, or actors of Ray")
     parser.add_argument("--batch_size", type=int | None, help="inputs computed at a time")
+    add_policy(parser)
     parser.add_argument("--fresh", action="store_true", help="replace what is there, finished or not")
     return parser
 
 
-def score_command(options: Namespace, console: Console) -> None:
+def run(options: Namespace, console: Console) -> None:
     """Score, with a line every few seconds, and say how many inputs there are of each kind."""
     keep_freed_memory()
-    predictor = Predictor.load(options.run)
+    predictor = load_predictor(options.run, options)
     began = told = time.monotonic()
     first: int | None = None
 

@@ -1,0 +1,1 @@
+"""The model behind HTTP: predictions in micro-batches, samples, counterfactuals, metrics, and a page."""
