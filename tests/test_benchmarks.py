@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
         assert last["seconds"] > 0
         assert [point["step"] for point in row["sampled"]] == [3, 6, 9]
         assert row["to_accuracy"] is None  # nobody learns digits in nine steps
+
+
+def test_bulk_survives_a_kill_in_little_memory(tmp_path):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "bulk.json"
+    run("bulk.py", "--quick", "--json", out)
+    written = json.loads(out.read_text())
+    assert written["network"] == "conv-32"
+    for name, images in (("npz", 300), ("folder", 40)):
+        found = written[name]
+        assert (found["images"], found["killed_at"]) == (images, images // 2)
+        assert found["same_after_kill"] is True
+        assert 0.05 < found["peak_gib"] < 2
+        seconds = {key: statistics.median(values) for key, values in found["seconds"].items()}
+        assert found["ratio"] == pytest.approx(seconds["bare"] / seconds["score"], rel=0.2)  # both are rounded
 
 
 def test_abstention_measures_rankings_and_laws(tmp_path):
