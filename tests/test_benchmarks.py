@@ -193,3 +193,25 @@ def test_estimator_compares_every_model_on_the_same_rows(tmp_path):
             assert mean == pytest.approx(sum(values) / 2, abs=1e-4)
             assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
     assert found["Gaussian mixture/uniform"][0] > 0.9
+
+
+def test_audit_ranks_flipped_labels(tmp_path):
+    out = tmp_path / "audit.json"
+    toy = ["--seeds", "1", "--steps", "3", "--workers", "1", "--json", out, "--rows", tmp_path / "rows.jsonl"]
+    run("audit.py", *toy)
+    written = json.loads(out.read_text())
+    assert {(row["model"], row["sample"]) for row in written["summary"]} == {
+        (name, sample)
+        for name in ("classifier", "classifier, noise 0.3", "classifier, 15 epochs", "jem")
+        for sample in ("in", "out")
+    }
+    assert all(row["flips"] == 65 for row in written["rows"])
+
+
+def test_semi_supervised_scores_every_model(tmp_path):
+    out = tmp_path / "semi.json"
+    toy = ["--seeds", "2", "--steps", "3", "--workers", "1", "--json", out, "--rows", tmp_path / "rows.jsonl"]
+    run("semi_supervised.py", *toy)
+    found = {row["model"]: row for row in json.loads(out.read_text())["summary"]}
+    assert found["label spreading"]["accuracy"][0] > 0.85
+    assert found["jem"]["seeds"] == 2
