@@ -204,3 +204,12 @@ def test_export_runs_without_torch():
     assert abs(there["energy"] + here.log_density).max() < 1e-4
     assert there["accept"][:100].mean() > 0.7
     assert there["accept"][100:].mean() < 0.05
+
+
+def test_score_and_drift():
+    pytest.importorskip("pyarrow")
+    found = result("18", 120)
+    assert found["words"] == ["no drift seen"] * 3 + ["large drift"] * 2
+    summary = found["summary"]
+    assert (summary.rows, summary.errors) == (360, 1)
+    assert summary.foreign > 50
