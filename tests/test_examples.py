@@ -208,7 +208,7 @@ def test_export_runs_without_torch():
 
 def test_score_and_drift():
     pytest.importorskip("pyarrow")
-    found = result("18", 120)
+    found = result("17", 120)
     assert found["words"] == ["no drift seen"] * 3 + ["large drift"] * 2
     summary = found["summary"]
     assert (summary.rows, summary.errors) == (360, 1)
