@@ -1,6 +1,7 @@
 """The models that come with jemstone: small, documented, and as good as they say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,3 +38,12 @@ def test_digits_are_known_and_what_they_are_not_is_refused():
     assert (known.index == test.labels.numpy())[known.accepted].mean() > 0.99
     turned = predictor.predict(torch.rot90(test.inputs, 1, (2, 3)))
     assert turned.foreign.mean() > 0.99
+
+
+def test_a_folder_of_data_does_not_hide_a_model_and_a_run_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert locate("digits").parent.name == "pretrained"
+    (tmp_path / "digits" / "config.json").write_text("{}")
+    assert locate("digits") == Path("digits")
+    assert locate(tmp_path / "digits") == tmp_path / "digits"

@@ -16,14 +16,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def locate(source: str | Path) -> Path:
     """The run directory that `source` names.
 
-    An existing path comes first; then the models of `PRETRAINED`, by name; then OWNER/NAME, a model that was pushed to
-    the Hugging Face hub, which is downloaded and kept in its cache.
+    A run directory at that path comes first; then the models of `PRETRAINED`, by name, though a folder of data may be
+    called alike; then any other path; then OWNER/NAME, a model that was pushed to the Hugging Face hub, which is
+    downloaded and kept in its cache.
     """
     path = Path(source).expanduser()
+    if str(source) in PRETRAINED and not (path / "config.json").exists():
+        return _FOLDER / str(source)
     if path.exists():
         return path
-    if str(source) in PRETRAINED:
-        return _FOLDER / str(source)
     if _HUB_ID.fullmatch(str(source)):
         from jemstone.deployment.hub import download
 
