@@ -65,6 +65,11 @@ def test_killed_and_started_again(name, killed):
         assert began == (None if done is None else done + 16), files
 
 
+def test_the_output_appears_when_it_is_whole(killed):
+    _, files, _ = killed[2]["while the whole is written"][0]
+    assert "scores.parquet" not in files
+
+
 def test_the_whole_has_every_row(killed):
     table = parquet.read_table(killed[0] / "whole" / "scores.parquet")
     assert table["id"].to_pylist() == [str(i) for i in range(ROWS)]
@@ -96,11 +101,13 @@ def test_what_was_begun_is_not_gone_on_with_otherwise(predictor, killed, tmp_pat
         score(predictor, other, out, part_rows=40)
     assert len(list((tmp_path / "scores.parquet.parts").glob("0*.parquet"))) == 2
 
-    # A part that a disk has damaged is scored again.
-    (tmp_path / "scores.parquet.parts" / "00000001.parquet").write_bytes(b"damaged")
+    # Parts that a disk has damaged, or that are not whole, are scored again.
+    first, second = sorted((tmp_path / "scores.parquet.parts").glob("0*.parquet"))
+    parquet.write_table(parquet.read_table(first).slice(0, 39), first)
+    second.write_bytes(b"damaged")
     told = []
     score(predictor, source, out, part_rows=40, batch_size=16, on_progress=lambda *numbers: told.append(numbers[0]))
-    assert told[0] == 40 + 16
+    assert told[0] == 16
     assert out.read_bytes() == whole
 
     # What --fresh began is gone on with without it, too, and the old file stays until the new one is whole.
