@@ -19,6 +19,7 @@ Precision at k, the number of flips, is recall at k too. Recall at 2k and averag
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +141,8 @@ def main() -> None:
                     "seeds": len(group),
                 }
                 for kind in ("precision", "recall_2k", "average_precision"):
-                    line[kind] = [round(value, 4) for value in suite.interval([row[score][kind] for row in group])]
+                    mean, half = suite.interval([row[score][kind] for row in group])
+                    line[kind] = [round(mean, 4), None if math.isnan(half) else round(half, 4)]
                 summary.append(line)
                 print(line)
     for row in rows:

@@ -12,6 +12,7 @@ training images and one seed.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,8 @@ def main() -> None:
         for name in NAMES:
             values = [row["test"] for row in rows if row["cell"][:2] == [source, name]]
             mean, half = suite.interval(values)
-            line = {"data": Path(source).stem, "model": name, "seeds": len(values), "accuracy": [mean, half]}
+            accuracy = [round(mean, 4), None if math.isnan(half) else round(half, 4)]
+            line = {"data": Path(source).stem, "model": name, "seeds": len(values), "accuracy": accuracy}
             summary.append({**line, "lowest": min(values), "highest": max(values)})
             print(summary[-1])
     for row in rows:
