@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,21 @@ def test_fewer_steps_gives_every_run_the_same_work(tmp_path):
         assert row["to_accuracy"] is None  # nobody learns digits in nine steps
 
 
+def test_bulk_survives_a_kill_in_little_memory(tmp_path):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "bulk.json"
+    run("bulk.py", "--quick", "--json", out)
+    written = json.loads(out.read_text())
+    assert written["network"] == "conv-32"
+    for name, images in (("npz", 300), ("folder", 40)):
+        found = written[name]
+        assert (found["images"], found["killed_at"]) == (images, images // 2)
+        assert found["same_after_kill"] is True
+        assert 0.05 < found["peak_gib"] < 2
+        seconds = {key: statistics.median(values) for key, values in found["seconds"].items()}
+        assert found["ratio"] == pytest.approx(seconds["bare"] / seconds["score"], rel=0.2)  # both are rounded
+
+
 def test_abstention_measures_rankings_and_laws(tmp_path):
     out, figure = tmp_path / "abstention.json", tmp_path / "new" / "risk_coverage.svg"
     printed = run("abstention.py", "--toy", "--splits", "20", "--json", out, "--figure", figure)
@@ -177,3 +193,25 @@ def test_estimator_compares_every_model_on_the_same_rows(tmp_path):
             assert mean == pytest.approx(sum(values) / 2, abs=1e-4)
             assert spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
     assert found["Gaussian mixture/uniform"][0] > 0.9
+
+
+def test_audit_ranks_flipped_labels(tmp_path):
+    out = tmp_path / "audit.json"
+    toy = ["--seeds", "1", "--steps", "3", "--workers", "1", "--json", out, "--rows", tmp_path / "rows.jsonl"]
+    run("audit.py", *toy)
+    written = json.loads(out.read_text())
+    assert {(row["model"], row["sample"]) for row in written["summary"]} == {
+        (name, sample)
+        for name in ("classifier", "classifier, noise 0.3", "classifier, 15 epochs", "jem")
+        for sample in ("in", "out")
+    }
+    assert all(row["flips"] == 65 for row in written["rows"])
+
+
+def test_semi_supervised_scores_every_model(tmp_path):
+    out = tmp_path / "semi.json"
+    toy = ["--seeds", "2", "--steps", "3", "--workers", "1", "--json", out, "--rows", tmp_path / "rows.jsonl"]
+    run("semi_supervised.py", *toy)
+    found = {row["model"]: row for row in json.loads(out.read_text())["summary"]}
+    assert found["label spreading"]["accuracy"][0] > 0.85
+    assert found["jem"]["seeds"] == 2

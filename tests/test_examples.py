@@ -197,10 +197,19 @@ def test_audit(tmp_path):
 
 
 def test_export_runs_without_torch():
-    found = result("17", 120)
+    found = result("16", 120)
     here, there = found["here"], found["there"]
     assert list(there["labels"]) == here.labels
     assert (there["accept"] == here.accepted).all()
     assert abs(there["energy"] + here.log_density).max() < 1e-4
     assert there["accept"][:100].mean() > 0.7
     assert there["accept"][100:].mean() < 0.05
+
+
+def test_score_and_drift():
+    pytest.importorskip("pyarrow")
+    found = result("17", 120)
+    assert found["words"] == ["no drift seen"] * 3 + ["large drift"] * 2
+    summary = found["summary"]
+    assert (summary.rows, summary.errors) == (360, 1)
+    assert summary.foreign > 50

@@ -1,5 +1,6 @@
 """The same energies and gradients, however the network is computed."""
 
+import platform
 import subprocess
 import sys
 import textwrap
@@ -152,3 +153,31 @@ def test_a_compiled_gradient_follows_the_weights():
         [sys.executable, "-c", textwrap.dedent(COMPILED)], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "as eager", done.stderr[-2000:]
+
+
+FAULTS = """
+import resource, sys, torch
+from jemstone.execution import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def fresh():  # 24 MB, freed at once
+    torch.ones(6_000_000)
+fresh(), fresh()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    held = [torch.ones(6_000_000) for _ in range(3)]
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
+def test_freed_memory_is_kept_and_not_mapped_anew():
+    # In processes of their own: it cannot be taken back.
+    faults = {}
+    for word in ("keep", "default"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, word], capture_output=True, text=True, timeout=300, check=True
+        )
+        faults[word] = int(done.stdout)
+    assert faults["keep"] < faults["default"] / 2

@@ -5,6 +5,8 @@ What may differ is rounding. Chains, buffers and weights stay in float32; bfloat
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -58,3 +60,17 @@ class Execution:
 
 PLAIN = Execution()
 """Float32, eager, as the network comes."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 256 MiB that this process has freed, and use them again; no result changes.
+
+    By default glibc hands large blocks back to the system as soon as they are freed, and so every batch has its
+    activations mapped anew, page by page, which on a CPU can take as long as computing them. It concerns the whole
+    process: meant for commands, which have one of their own. Nothing happens where the library is another one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
+        libc.mallopt(trim_threshold, 256 * 2**20)

@@ -95,6 +95,15 @@ def test_nearest_neighbours_whatever_the_block(monkeypatch, block):
     assert (distance[40], distance[13], neighbour[40], neighbour[13]) == (0, 0, 13, 40)
 
 
+def test_small_distances_are_not_rounded_away():
+    images = torch.rand(3, 1, 28, 28, generator=generator(2, "x"))
+    images[2] = images[0]
+    images[2, 0, 5, 5] += 1e-3  # squared norms of some 270 in float32 are sums with errors of 1e-5
+    distance, neighbour = nearest(images)
+    assert distance[0].item() == pytest.approx(1e-3, rel=1e-3)
+    assert (neighbour[0], neighbour[2]) == (2, 0)
+
+
 def test_the_table_has_a_line_per_example(trained, split):
     found = audit(trained, split)
     rows = list(csv.DictReader(io.StringIO(found.as_csv(NAMES))))

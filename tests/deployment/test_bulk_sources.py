@@ -88,11 +88,12 @@ def test_a_compressed_stream_that_breaks_off(tmp_path, monkeypatch):
 
 def test_a_wrong_checksum_is_told_at_the_end(tmp_path):
     path = tmp_path / "images.npz"
-    np.savez(path, images=PIXELS)
+    np.savez(path, images=np.tile(PIXELS, (100, 1, 1)))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    *_, last = inputs(path, [(i, i + 10) for i in range(0, 40, 10)])
+    first, *_, last = inputs(path, [(i, i + 100) for i in range(0, 4000, 100)])
+    assert (first[..., 0] == np.tile(PIXELS, (3, 1, 1))[:100]).all()
     assert all("CRC" in part.reason and "before it" in part.reason for part in last)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
 from jemstone.evaluation.temperature import temperature
@@ -55,3 +55,15 @@ def test_the_interval_covers_the_true_temperature():
     width = np.mean([result.high - result.low for result in results])
     spread = np.std([result.value for result in results])
     assert 2 * spread < width < 6 * spread
+
+
+def test_smoothing_keeps_a_model_without_mistakes_from_certainty():
+    logits, _ = calibrated(100)
+    labels, share = logits.argmax(axis=1), 1 / 102
+    fitted = fit_temperature(logits, labels, smoothing=share)
+    targets = np.full(logits.shape, share / 4)
+    targets[np.arange(100), labels] += 1 - share
+    grid = np.geomspace(0.01, 10, 2001)
+    losses = [-(targets * log_softmax(logits / t, axis=1)).sum(axis=1).mean() for t in grid]
+    assert fitted == pytest.approx(grid[np.argmin(losses)], rel=5e-3)
+    assert BOUNDS[0] < fitted < 1

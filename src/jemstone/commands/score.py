@@ -11,6 +11,7 @@ from rich.console import Console
 from jemstone.commands.policy import USAGE, add_policy, load_predictor
 from jemstone.console import SECONDS_BETWEEN_LINES
 from jemstone.deployment.bulk import score
+from jemstone.execution import keep_freed_memory
 
 NAME = "score"
 HELP = "predictions for very many inputs, as Parquet"
@@ -38,6 +39,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace, console: Console) -> None:
     """Score, with a line every few seconds, and say how many inputs there are of each kind."""
+    keep_freed_memory()
     predictor = load_predictor(options.run, options)
     began = told = time.monotonic()
     first: int | None = None

@@ -15,7 +15,7 @@ from jemstone.deployment.bulk_parts import Parts, changes, manifest_of, span_of
 from jemstone.deployment.calibration import Policy
 from jemstone.deployment.predictor import Predictor
 from jemstone.errors import ConfigError, JemstoneError, MissingExtra, RunError
-from jemstone.execution import Execution
+from jemstone.execution import Execution, keep_freed_memory
 from jemstone.training.inputs import CUSTOM
 
 
@@ -88,6 +88,7 @@ class Scorer:
         threads: int,
     ) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.predictor = Predictor.load(run, policy=policy, device=device, execution=execution)
         self.source = open_for(self.predictor, source)
         self.manifest, self.batch_size = manifest, batch_size

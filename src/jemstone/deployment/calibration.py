@@ -93,7 +93,9 @@ class Calibration:
             raise DataError("The model's logits of held-out examples are not finite: it cannot be put to work.")
         order = torch.randperm(count, generator=generator(seed, "calibration halves"))
         first, second = order[: count // 2], order[count // 2 :]
-        temperature = fit_temperature(logits[first].double().numpy(), labels[first].numpy())
+        temperature = fit_temperature(
+            logits[first].double().numpy(), labels[first].numpy(), smoothing=1 / (len(first) + 2)
+        )
         density = -marginal_energy(logits).double().numpy()
         probabilities = scaled_probabilities(logits[second], temperature)
         truth = labels[second].numpy()

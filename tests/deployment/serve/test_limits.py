@@ -130,9 +130,9 @@ def test_a_jpeg_of_endless_scans_is_refused(client):
 
 def test_inputs_are_counted(serving):
     client = serving(settings=ServeSettings(max_inputs=2))
-    assert refused(client.post(PREDICT, json={"inputs": [[[0.5]]] * 3}), 413, "too_large", "more than 2 inputs")
+    assert refused(client.post(PREDICT, json={"inputs": [[[0.5]]] * 3}), 422, "invalid_input", "more than 2 inputs")
     files = [("f", (f"{i}.png", picture(8, 8))) for i in range(3)]
-    assert refused(client.post(PREDICT, files=files), 413, "too_large", "more than 2 inputs")
+    assert refused(client.post(PREDICT, files=files), 422, "invalid_input", "more than 2 inputs")
     assert len(client.post(PREDICT, files=files[:2]).json()["predictions"]) == 2
 
 

@@ -122,7 +122,7 @@ class Chains:
 
     def _check(self, name: str, value: int, most: int) -> None:
         if value > most:
-            raise Refused("too_large", f"{name} is {value}; at most {most} is computed for one request.")
+            raise Refused("invalid_input", f"{name} is {value}; at most {most} is computed for one request.")
 
 
 def _seed(asked: int | None) -> int:

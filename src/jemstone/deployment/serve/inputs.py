@@ -88,7 +88,7 @@ def read(
 
 def _check_count(count: int, settings: ServeSettings) -> None:
     if count > settings.max_inputs:
-        raise Refused("too_large", f"There are more than {settings.max_inputs} inputs. Divide them among requests.")
+        raise Refused("invalid_input", f"There are more than {settings.max_inputs} inputs. Divide them among requests.")
 
 
 def _from_base64(text: str, i: int) -> bytes:

@@ -16,7 +16,7 @@ MEANINGS = {
     "unauthorized": "The token is missing or wrong.",
     "body_timeout": "The body arrived too slowly.",
     "not_generative": "The model has no density of images.",
-    "too_large": "Too many bytes, pixels, inputs, samples or steps.",
+    "too_large": "Too many bytes, or pixels.",
     "unsupported_type": "Another content type, or a content encoding.",
     "invalid_input": "An input, a label or a setting is wrong; the message says which.",
     "busy": "Too much waits already; Retry-After says when to come again.",

@@ -10,7 +10,6 @@ import pytest
 from browsing import png
 from sklearn.datasets import load_digits
 
-from jemstone.deployment.calibration import Policy
 from jemstone.deployment.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -19,16 +18,16 @@ SLOW = 60_000
 
 
 @pytest.fixture(scope="session")
-def lenient(predictor) -> Predictor:
-    """The barely trained model errs too often for any usual policy to accept anything: promise less."""
-    return Predictor(predictor.trained, predictor.calibration, Policy(error=0.7), predictor.moments)
+def shipped() -> Predictor:
+    """The digits model that comes with jemstone, and its own policy."""
+    return Predictor.load("digits")
 
 
 @pytest.fixture(scope="session")
-def pictures(lenient) -> dict[str, bytes]:
+def pictures(shipped) -> dict[str, bytes]:
     """A digit that the model accepts, and noise, which it does not."""
     digits = (load_digits().images * 255 / 16).astype(np.uint8)
-    digit = digits[int(np.flatnonzero(lenient(digits[:50]).accepted)[0])]
+    digit = digits[int(np.flatnonzero(shipped(digits[:50]).accepted)[0])]
     noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     return {"digit": png(digit), "noise": png(noise)}
 
@@ -62,8 +61,8 @@ def serve():
 
 
 @pytest.fixture(scope="session")
-def address(serve, lenient) -> str:
-    return serve(lenient)
+def address(serve, shipped) -> str:
+    return serve(shipped)
 
 
 @pytest.fixture(scope="session")

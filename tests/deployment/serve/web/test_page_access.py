@@ -58,8 +58,8 @@ def test_keyboard_alone_reaches_everything(visits, address):
     assert page.evaluate(FOCUS)["id"] == "canvas"
 
 
-def test_asks_for_the_token_and_keeps_it_for_the_tab(visits, serve, lenient, pictures):
-    page = visits.open(serve(lenient, token=TOKEN), ready=False)
+def test_asks_for_the_token_and_keeps_it_for_the_tab(visits, serve, shipped, pictures):
+    page = visits.open(serve(shipped, token=TOKEN), ready=False)
     page.wait_for_selector("#key:not([hidden])")
     assert page.evaluate("document.activeElement.id") == "token"
     page.keyboard.type("wrong")
