@@ -21,6 +21,7 @@ from jemstone.deployment.deployed import OUTPUTS, odds_of
 from jemstone.deployment.export import export_onnx, export_program, export_weights
 from jemstone.deployment.parity import BATCH_SIZES, TOLERANCE
 from jemstone.deployment.predictor import Predictor
+from jemstone.deployment.wrap import wrap
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import MissingExtra, RunError
 from jemstone.rng import seeded
@@ -215,6 +216,16 @@ def test_an_adapted_network_with_chosen_classes(predictor, tmp_path):
     other = Predictor(trained, predictor.calibration)
     assert export_program(other, tmp_path / "model.pt2").parity < 1e-5
     assert export_onnx(other, tmp_path / "model.onnx").parity < 1e-5
+
+
+def test_a_network_from_a_file_of_ones_own_is_exported_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\ndef net(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    wrapped = wrap(f"py:{tmp_path / 'nets.py'}:net", "digits", tmp_path / "run")
+    monkeypatch.chdir(tmp_path.parent)
+    assert export_weights(Predictor.load(wrapped.path), tmp_path / "weights").parity < 1e-5
+    assert str(tmp_path) not in (tmp_path / "weights" / "config.json").read_text()
 
 
 def test_a_file_that_computes_something_else_is_not_kept(predictor, tmp_path):

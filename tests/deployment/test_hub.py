@@ -160,6 +160,14 @@ def test_a_path_with_spaces_is_recognised_in_the_command():
     assert without_paths(info)["command"] == "jemstone train jem --data x.npz"
 
 
+def test_a_definition_is_no_path():
+    definition = {"arguments": {"id2label": {"0": 'say "hi"', "1": "été"}, "file": "/home/me/x.json"}, "size": None}
+    kept = without_paths({"network": {"definition": json.dumps(definition), "name": "hf:vit"}})["network"]
+    definition["arguments"]["file"] = "x.json"
+    assert json.loads(kept["definition"]) == definition
+    assert without_paths({"definition": ""}) == {"definition": ""}
+
+
 class Hub:
     """The hub as two folders deep: OWNER/NAME; what it is asked for is kept."""
 

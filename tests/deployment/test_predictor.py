@@ -1,5 +1,6 @@
 """A run put to work."""
 
+import json
 import shutil
 
 import numpy as np
@@ -80,6 +81,23 @@ def test_calibration_is_kept_beside_the_run_and_belongs_to_its_step(digits_run, 
     assert Predictor.load(copy).thresholds == predictor.thresholds
 
 
+def test_a_policy_given_at_the_first_load_is_not_kept(digits_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(digits_run.path, copy)
+    (copy / FILE).unlink()
+    assert Predictor.load(copy, policy=Policy(error=0.2)).policy == Policy(error=0.2)
+    assert Predictor.load(copy).policy == Policy()
+
+
+def test_examples_that_an_import_may_have_been_trained_on_are_named_so(digits_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(digits_run.path, copy)
+    (copy / FILE).unlink()
+    info = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**info, "imported": {"file": "a.pt", "layout": "jem"}}))
+    assert "may have been trained on" in Predictor.load(copy).calibration.source
+
+
 def test_a_run_that_cannot_be_written_to_is_predicted_from(digits_run, predictor, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(digits_run.path, copy)
@@ -101,9 +119,15 @@ def test_a_damaged_calibration_says_so(digits_run, tmp_path):
         Predictor.load(copy)
 
 
-def test_what_is_no_model(tmp_path):
+def test_what_is_no_model(tmp_path, monkeypatch):
+    def nothing(repo_id):
+        raise RunError(f"There is no model {repo_id}.")
+
+    monkeypatch.setattr("jemstone.deployment.hub.download", nothing)
     with pytest.raises(RunError, match="digits, fashion-mnist"):
         Predictor.load("nothing")
+    with pytest.raises(RunError, match="no folder runs/typo"):
+        Predictor.load("runs/typo")
     with pytest.raises(RunError, match="not a run directory"):
         Predictor.load(tmp_path)
 

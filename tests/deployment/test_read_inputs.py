@@ -108,3 +108,15 @@ def test_a_bomb_is_refused_before_it_is_decoded():
         image_tensor(bomb.getvalue(), RGB, "bomb.png")
     with pytest.raises(DataError, match="at most 63"):
         image_tensor(png(PIXELS), RGB, "small.png", max_pixels=63)
+
+
+def test_a_pil_image_is_read_as_its_file_is():
+    tall = Image.fromarray(np.random.default_rng(3).integers(0, 256, (8, 4, 3), dtype=np.uint8))
+    exif = tall.getexif()
+    exif[0x0112] = 6  # orientation: to be turned by a quarter
+    file = io.BytesIO()
+    tall.save(file, "PNG", exif=exif)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    assert torch.equal(read_inputs(opened, RGB), read_inputs(file.getvalue(), RGB))
+    with pytest.raises(DataError, match="the input has the pixel format I;16"):
+        read_inputs(Image.fromarray(np.full((8, 8), 40000, np.uint16)), GREY)

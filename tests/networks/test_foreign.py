@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,6 +210,23 @@ def test_names_that_lead_nowhere_are_refused(timm, hf_folder, tmp_path, monkeypa
         build_network(f"hf:{tmp_path / 'empty'}", (1, 8, 8), 3)
     with pytest.raises(ConfigError, match=r"cannot be made with its weights.*--weights FILE"):
         fetch(f"hf:{hf_folder()}", 3, trained=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"model_name": "resnet18", "checkpoint_path": "x.pt"}, {"model_name": "hf-hub:owner/name"}]
+)
+def test_a_definition_makes_timm_read_nothing(timm, arguments):
+    definition = Definition("timm", arguments, channels=3, size=None, mean=(0.5,), std=(0.5,))
+    with pytest.raises(ConfigError, match="more than a model"):
+        definition.build()
+
+
+def test_a_definition_names_no_code(hf_folder):
+    definition = Definition.from_text(definition_of(f"hf:{hf_folder()}", 10))
+    names = ("auto_map", "attn_implementation", "_attn_implementation", "_experts_implementation")
+    arguments = {**definition.arguments, **dict.fromkeys(names, "owner/kernel")}
+    config = replace(definition, arguments=arguments).build().network.config
+    assert "owner/kernel" not in str(vars(config))
 
 
 @pytest.mark.parametrize(("name", "package"), [("timm:resnet10t", "timm"), ("hf:x", "transformers")])

@@ -13,6 +13,7 @@ from jemstone.runs import Run
 from jemstone.training.config import TrainConfig
 from jemstone.training.outliers import APART, measured_margins
 from jemstone.training.recipes import recipe
+from jemstone.training.requeue import start_or_resume
 from jemstone.training.session import Session
 from jemstone.training.start_from import starting_from
 from jemstone.training.trained import load_trained
@@ -113,6 +114,37 @@ def test_a_resume_knows_its_outliers(folder, tmp_path):
     np.savez(tmp_path / "out.npz", **arrays)
     with pytest.raises(DataError, match="are not those that"):
         Session.resume(tmp_path / "run")
+
+
+def test_killed_before_its_first_checkpoint_it_begins_at_its_start_again(folder, tmp_path):
+    begun = Session.start(finetune(folder), run=tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000000.safetensors").unlink()
+    again = Session.resume(tmp_path / "run")
+    for ours, theirs in zip(again.model.parameters(), begun.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_requeued_command_knows_the_margins_that_it_measured(folder, tmp_path):
+    config = finetune(folder, steps=2)
+    list(start_or_resume(config, tmp_path / "run").train())
+    assert start_or_resume(config, tmp_path / "run").resumed
+    with pytest.raises(ConfigError, match=r"other settings \(data\)"):
+        start_or_resume(config.with_values(data={"margins": (-3.0, 3.0)}), tmp_path / "run")
+
+
+def test_a_network_without_batch_norm_is_fine_tuned_too(folder, tmp_path):
+    config = recipe("classifier-small").with_values(network={"name": "conv-4"}, steps=1, validate_every=0, **PLAIN)
+    list(Session.start(config, run=tmp_path / "plain").train())
+    begun = starting_from(finetune(folder, steps=1), tmp_path / "plain")
+    assert (begun.network.norm, begun.network.statistics) == ("none", "batch")
+    assert len(list(Session.start(begun).train())) == 1
+
+
+def test_examples_held_out_anew_that_the_start_was_trained_on_are_told(folder, recwarn):
+    Session.start(finetune(folder, steps=1))
+    assert not [warning for warning in recwarn if "held out" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"held out other examples of digits \(seed 0, .*0.1\) than this run \(seed 1"):
+        Session.start(finetune(folder, steps=1, seed=1))
 
 
 def test_the_guard_stops_it_like_any_run(folder):

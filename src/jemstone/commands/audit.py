@@ -10,6 +10,7 @@ from rich.console import Console
 from jemstone.data import load_dataset
 from jemstone.deployment.audit import audit
 from jemstone.deployment.contact_sheet import contact_sheet
+from jemstone.deployment.locate import locate
 from jemstone.errors import ConfigError
 from jemstone.runs import write_atomically
 from jemstone.training.trained import load_trained
@@ -26,7 +27,7 @@ def parser() -> ArgumentParser:
         "audit.csv, a line per image, and audit.png, the most suspicious of each kind. Its indices count the training "
         "images as the source holds them; where it has no test split of its own, without the fifth that is held out.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="run directory; best a JEM trained on this source")
+    parser.add_argument("run", metavar="RUN", help="run directory, name, or hub id; best a JEM trained on this source")
     parser.add_argument("source", metavar="SOURCE", help="data set, as for train --data")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--top", type=int, default=24, help="images of each kind on the sheet")
@@ -37,7 +38,7 @@ def run(options: Namespace, console: Console) -> None:
     """Write audit.csv and audit.png into --out."""
     if options.top < 1:
         raise ConfigError(f"--top counts images on the sheet, and is {options.top}: use at least 1.")
-    trained = load_trained(options.run)
+    trained = load_trained(locate(options.run))
     if len(trained.input_shape) != 3:
         raise ConfigError(
             f"{options.run} models vectors, and the sheet shows images: use jemstone.deployment.audit.audit(trained, "

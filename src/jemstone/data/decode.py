@@ -36,14 +36,19 @@ def decode(name: str, file: Path | io.BytesIO, *, max_pixels: int = MAX_PIXELS) 
                     raise DataError(
                         f"{name} has {width}x{height} pixels, and at most {max_pixels:,} are read. Make it smaller."
                     )
-                if image.mode not in GREY_MODES + COLOUR_MODES:
-                    raise DataError(f"{name} has the pixel format {image.mode}. Convert it to 8 bits a channel.")
-                grey = image.mode in GREY_MODES
-                array = np.asarray(ImageOps.exif_transpose(image).convert("L" if grey else "RGB"))
+                return pixels(name, image)
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise whatever they like
         raise DataError(f"{name} cannot be read as an image ({_reason(error)}). Replace or remove the file.") from error
+
+
+def pixels(name: str, image: Image.Image) -> NDArray[np.uint8]:
+    """An opened image as `decode` returns it."""
+    if image.mode not in GREY_MODES + COLOUR_MODES:
+        raise DataError(f"{name} has the pixel format {image.mode}. Convert it to 8 bits a channel.")
+    grey = image.mode in GREY_MODES
+    array = np.asarray(ImageOps.exif_transpose(image).convert("L" if grey else "RGB"))
     return array[:, :, None] if grey else array
 
 

@@ -121,7 +121,8 @@ def export_weights(predictor: Predictor, folder: str | Path) -> Exported:
     chosen = settings(predictor)
     files = {"model.safetensors": save(tensors), "config.json": (json.dumps(chosen, indent=1) + "\n").encode()}
     network = copy.deepcopy(model.network)
-    if trained.config.network.name != CUSTOM:
+    name = trained.config.network.name
+    if name != CUSTOM and not name.startswith("py:"):  # in the settings, a file of one's own has lost its folder
         with seeded(0, "network"):
             network = build_network(
                 input_shape=trained.input_shape, num_classes=len(trained.class_names), **chosen["network"]

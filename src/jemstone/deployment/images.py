@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from jemstone.data.dataset import Moments, standardise
-from jemstone.data.decode import MAX_PIXELS, decode
+from jemstone.data.decode import MAX_PIXELS, decode, pixels
 from jemstone.data.fit import fit_images
 from jemstone.data.validate import check_inputs
 from jemstone.errors import DataError
@@ -58,8 +58,7 @@ def _read(part: Any, input_shape: tuple[int, ...], moments: Moments | None, wher
     if isinstance(part, bytes | bytearray | memoryview):
         return image_tensor(bytes(part), input_shape, where)
     if isinstance(part, Image.Image):
-        grey = part.mode in ("1", "L", "LA")
-        part = np.asarray(part.convert("L" if grey else "RGB"))
+        part = pixels(where, part)
     array = part.detach().cpu().numpy() if isinstance(part, Tensor) else np.asarray(part)
     if len(input_shape) != 3:
         return _vectors(array, input_shape, moments, where)

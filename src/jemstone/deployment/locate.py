@@ -28,7 +28,10 @@ def locate(source: str | Path) -> Path:
     if _HUB_ID.fullmatch(str(source)):
         from jemstone.deployment.hub import download
 
-        return download(str(source))
+        try:
+            return download(str(source))
+        except RunError as error:
+            raise RunError(f"There is no folder {source}, and as a model of the hub: {error}") from error
     raise RunError(
         f"{str(source)!r} is neither a run directory nor a model that comes with jemstone "
         f"({', '.join(PRETRAINED)}) nor OWNER/NAME of the Hugging Face hub."

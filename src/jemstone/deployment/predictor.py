@@ -177,8 +177,8 @@ class Predictor:
 
         `source` is a path, a name such as fashion-mnist, or OWNER/NAME (`locate`). A run is calibrated on its
         validation split when it is first loaded; what was measured is kept beside it, so that its data is needed once.
-        `policy` replaces the one that was kept. `network` and `data` are for runs of your own module or data, as for
-        `load_trained`, which explains `device` and `execution`, too.
+        `policy` takes the place of the one that was kept, for this predictor alone. `network` and `data` are for runs
+        of your own module or data, as for `load_trained`, which explains `device` and `execution`, too.
 
         Raises RunError or CheckpointError for a run that cannot be loaded, DataError where its data is gone or too
         small to calibrate on.
@@ -188,10 +188,10 @@ class Predictor:
         saved = load_calibration(folder)
         if saved is not None and saved.step == trained.step:
             return cls(trained, saved.calibration, policy or saved.policy, saved.moments)
-        predictor = calibrated(trained, policy or (saved.policy if saved else None))
+        predictor = calibrated(trained, saved.policy if saved else None)
         with suppress(RunError):  # a run that cannot be written to is calibrated again next time
             predictor.save_calibration()
-        return predictor
+        return predictor.with_policy(policy) if policy else predictor
 
     def with_policy(self, policy: Policy) -> Predictor:
         """The same model and calibration with the lines drawn for another policy."""
@@ -280,5 +280,7 @@ def calibrated(trained: Trained, policy: Policy | None = None) -> Predictor:
             "held-out data nothing can be calibrated. Train with data.validation above 0."
         )
     source = f"{len(held_out)} validation examples of {data.name}"
+    if trained.run.info.get("imported", {}).get("layout", "wrapped") != "wrapped":
+        source += ", which the imported network may have been trained on"
     calibration = Calibration.measure(trained.logits(held_out.inputs), held_out.labels, source=source)
     return Predictor(trained, calibration, policy, data.moments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,13 @@ def without_paths(info: Any, found: tuple[str, ...] | None = None) -> Any:
     if found is None:  # whole values first: in a command line, a path with a space is no longer seen as one
         found = tuple(sorted(filter(_is_path, _texts(info)), key=len, reverse=True))
     if isinstance(info, dict):
-        return {key: without_paths(value, found) for key, value in info.items()}
+        return {
+            # A definition is JSON, whose escapes look like paths of Windows.
+            key: json.dumps(without_paths(json.loads(value)))
+            if key == "definition" and value
+            else without_paths(value, found)
+            for key, value in info.items()
+        }
     if isinstance(info, list):
         return [without_paths(value, found) for value in info]
     if not isinstance(info, str):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,11 +83,14 @@ class Definition:
         if self.library == "timm":
             name, rest = self.arguments["model_name"], dict(self.arguments)
             del rest["model_name"]
+            # A definition may come from the hub: create_model would also read files that it names.
+            if not re.fullmatch(r"[\w.]+", name) or rest.keys() - {"num_classes"}:
+                raise ConfigError("network.definition asks timm for more than a model of its own and its classes.")
             return self.adapted(_timm().create_model(name, pretrained=False, **rest))
         if self.library != "transformers":
             raise ConfigError(f"network.definition is of the library {self.library!r}; known are timm, transformers.")
         transformers = _transformers()
-        fields = dict(self.arguments)
+        fields = _without_code(dict(self.arguments))
         config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
         classifier = transformers.AutoModelForImageClassification
         return self.adapted(classifier.from_config(config, trust_remote_code=False).float())
@@ -172,6 +176,17 @@ def build_foreign(name: str, num_classes: int, definition: str = "") -> nn.Modul
     if name.startswith("py:"):
         return _from_python(name, num_classes)
     return Definition.from_text(definition or definition_of(name, num_classes)).build()
+
+
+def _without_code(fields: Any) -> Any:
+    """The fields of a transformers configuration but for those that name code to fetch: modules and kernels."""
+    if not isinstance(fields, dict):
+        return fields
+    return {
+        key: _without_code(value)
+        for key, value in fields.items()
+        if key != "auto_map" and not key.strip("_").endswith("_implementation")
+    }
 
 
 def _library_of(module: nn.Module) -> str | None:

@@ -66,6 +66,6 @@ def measured_margins(model: EnergyClassifier, data: Dataset, outliers: Tensor) -
 
 @torch.no_grad()
 def _energies(model: EnergyClassifier, inputs: Tensor) -> Tensor:
-    device = next(model.parameters()).device
+    device = model.device
     with in_mode(model, training=False):
         return torch.cat([model.energy(to_box(part.to(device))).cpu() for part in torch.split(inputs, _BATCH)])

@@ -23,6 +23,8 @@ def start_or_resume(config: TrainConfig, run: Path) -> Session:
     before, facts = read_config(Run(run))
     if absolute_network(config.network.name) == before.network.name:  # its source may be gone by now
         config = config.with_values(network={"definition": before.network.definition})
+    if not config.data.margins:  # measured when the run started
+        config = config.with_values(data={"margins": before.data.margins})
     now = settled(config, facts["num_classes"])
     other = [field.name for field in fields(config) if getattr(before, field.name) != getattr(now, field.name)]
     if other:

@@ -93,8 +93,7 @@ class Session:
         if fabric.world_size > 1:
             require_same((config.to_dict(), data.digest()), "settings and data", fabric)
         model = make_model(config, data.input_shape, data.num_classes, network).to(fabric.device)
-        if config.start_from:
-            load_start(model, config.start_from)
+        load_start(model, config, data)
         outliers = load_outliers(config, data)
         if outliers is not None and not config.data.margins:
             found = from_first(lambda: measured_margins(model, data, outliers), fabric)
@@ -136,12 +135,13 @@ class Session:
         fabric = join_ranks(config)
         model = make_model(config, data.input_shape, data.num_classes, network)
         initial = load_initial(directory, config, data.box, fabric.device)
-        # Runs from before there was a choice hold none.
-        chosen = directory.info.get("execution")
+        chosen = directory.info.get("execution")  # runs from before there was a choice hold none
         execution = as_configured(config) if chosen is None else Execution(**chosen)
         outliers = outliers_of_run(directory, config, data)
         trainer = Trainer.create(data, config, fabric, initial, execution, ranks_of(directory), outliers)
         # Killed before the first checkpoint, it is the beginning again, which the configuration determines too.
+        if not from_first(lambda: list_checkpoints(directory.path / "checkpoints"), fabric):
+            load_start(model, config, data)
         state = _first_state(model, trainer, data.num_classes)
         restore_newest(directory, state, trainer)
         if fabric.is_global_zero:
