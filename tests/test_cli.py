@@ -281,9 +281,8 @@ def test_a_run_called_like_a_recipe_does_not_lend_its_settings(here):
     arguments = ["train", "--run", "jem", "classifier-small", "--network", "mlp-4", "--steps", "1"]
     assert main(arguments) == 0
     config = json.loads((here / "jem" / "config.json").read_text())["config"]
-    assert config == recipe("classifier-small").with_values(network={"name": "mlp-4"}, steps=1).to_dict() | {
-        "optimizer": config["optimizer"] | {"milestones": []}
-    }
+    expected = recipe("classifier-small").with_values(network={"name": "mlp-4"}, steps=1).to_dict()
+    assert config == json.loads(json.dumps(expected))  # tuples are lists there
 
 
 @pytest.mark.parametrize("name", RECIPES)
