@@ -88,7 +88,7 @@ def test_a_compressed_stream_that_breaks_off(tmp_path, monkeypatch):
 
 def test_a_wrong_checksum_is_told_at_the_end(tmp_path):
     path = tmp_path / "images.npz"
-    np.savez(path, images=PIXELS)
+    np.savez(path, images=PIXELS.repeat(4, axis=1))  # zipfile reads 4096 bytes at a time, and compares after the last
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -111,6 +111,16 @@ def test_a_wrong_checksum_is_told_at_the_end(tmp_path):
 def test_an_npz_without_inputs_is_refused(tmp_path, make):
     make(tmp_path / "images.npz")
     with pytest.raises(DataError, match=r"images\.npz"):
+        open_source(tmp_path / "images.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**12, 8, 8), (3, 10**9, 10**9), (-5, 8, 8), (3, 0, 8)])
+def test_an_npz_that_claims_what_it_does_not_hold_is_refused_before_memory_is_set_aside(tmp_path, shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+    with zipfile.ZipFile(tmp_path / "images.npz", "w") as archive:
+        archive.writestr("images.npy", file.getvalue() + bytes(640))
+    with pytest.raises(DataError, match=r"images\.npz: images has shape"):
         open_source(tmp_path / "images.npz")
 
 
