@@ -81,7 +81,7 @@ def test_counterfactuals_are_chains_toward_each_class(client, predictor):
         (SAMPLE, {"labels": ["ten"]}, 422, "'ten' is no class"),
         (SAMPLE, {"labels": []}, 422, "at least 1"),
         (SAMPLE, {"count": 9}, 413, "count is 9; at most 8"),
-        (SAMPLE, {"labels": [0] * 9}, 413, "count is 9"),
+        (SAMPLE, {"labels": [0] * 9}, 413, "labels is 9"),
         (SAMPLE, {"steps": 101}, 413, "steps is 101; at most 100"),
         (SAMPLE, {"steps": 0}, 422, "steps"),
         (SAMPLE, {"seed": -1}, 422, "seed"),

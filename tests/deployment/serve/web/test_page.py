@@ -42,10 +42,12 @@ def test_accepts_a_digit_and_not_noise_as_the_predictor_does(visits, address, le
 
     drop(page, pictures["noise"])
     truth = lenient(pictures["noise"])[0]
-    assert truth.reason == "out of distribution"
+    assert truth.reason.endswith("out of distribution")  # and ambiguous, as rounding may have it
     expect(page.locator("#verdict.abstained .said")).to_have_text("I don't know")
-    assert "Out of distribution" in page.inner_text("#verdict")
-    assert "I don't know. Out of distribution" in page.inner_text("#status")  # is read aloud
+    assert "out of distribution" in page.inner_text("#verdict").lower()
+    status = page.inner_text("#status").lower()  # is read aloud
+    assert status.startswith("i don't know")
+    assert "out of distribution" in status
     assert "lower than that of all" in page.inner_text("#where")
 
 
