@@ -66,7 +66,6 @@ class LossWeights:
             raise ConfigError(f"All loss weights are 0: set at least one of {', '.join(terms)}.")
         if self.energy_l2 > 0 and not self.generative:
             raise ConfigError(f"weights.energy_l2 anchors a generative term: set one of {', '.join(terms[1:])} too.")
-
         if self.margin > 0 and not self.class_nll:
             raise ConfigError("weights.margin is a term beside cross-entropy: set weights.class_nll too.")
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import jemstone.deployment.audit as module
-from jemstone import EnergyClassifier, Split, generator, load_dataset, recipe
+from jemstone import EnergyClassifier, Split, generator, recipe
 from jemstone.cli import main
 from jemstone.deployment.audit import Audit, audit, margins, nearest
 from jemstone.deployment.contact_sheet import contact_sheet
@@ -150,8 +151,20 @@ def test_the_command_writes_table_and_picture(tmp_path, capsys):
     small = ["--network", "conv-4", "--steps", "3", "--batch_size", "8", "--data", "digits"]
     assert main(["train", "classifier-small", *small, "--run", run]) == 0
     assert main(["audit", run, "digits", "--out", str(out), "--top", "8"]) == 0
-    assert len((out / "audit.csv").read_text().splitlines()) == 1 + len(load_dataset("digits", validation=0).train)
+    assert len((out / "audit.csv").read_text().splitlines()) == 1 + 1797, "also those that training holds out"
     with Image.open(out / "audit.png") as picture:
         assert picture.size[0] == 904
     assert "near-duplicate" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "audit.csv").open()))
+    assert all(row["given"] == str(load_digits().target[int(row["index"])]) for row in rows)
+    images = np.zeros((40, 8, 8), np.uint8)
+    np.savez(
+        tmp_path / "two.npz",
+        train_images=images,
+        train_labels=np.arange(40) % 2,
+        test_images=images,
+        test_labels=np.arange(40) % 2,
+    )
+    assert main(["audit", run, str(tmp_path / "two.npz"), "--out", str(out)]) == 1
+    assert "labels mean the same only where" in capsys.readouterr().err
     assert main(["audit", run, "digits", "--out", str(out), "--top", "0"]) == 1

@@ -13,10 +13,12 @@ from jemstone.cli import main
 from jemstone.data.images import to_uint8
 from jemstone.deployment import bulk, bulk_blocks
 from jemstone.deployment.bulk import score
+from jemstone.deployment.bulk_parts import read_log_density
 from jemstone.deployment.calibration import Policy
 from jemstone.deployment.predictor import Predictor
 from jemstone.errors import ConfigError, DataError, MissingExtra
 
+pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 IMAGES = to_uint8(load_dataset("digits").test.inputs)[..., 0][:130]
 SMALL = {"part_rows": 50, "batch_size": 16}
@@ -192,3 +194,11 @@ def test_the_command_and_drift_of_what_it_wrote(digits_run, predictor, npz, tmp_
     assert "0 of 2 windows" in printed
     assert main(["score", str(digits_run.path), str(tmp_path / "nothing"), "--out", str(out)]) == 1
     assert "There is no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", [["1.0", "2.0"], [[1.0], [2.0]], [1, 2]])
+def test_a_table_that_only_looks_like_scores_is_refused_in_words(tmp_path, column):
+    path = tmp_path / "scores.parquet"
+    parquet.write_table(pa.table({"log_density": column}), path)
+    with pytest.raises(DataError, match=r"not what `jemstone score` writes"):
+        read_log_density(path)

@@ -115,6 +115,16 @@ def test_an_npz_without_inputs_is_refused(tmp_path, make):
         open_source(tmp_path / "images.npz")
 
 
+@pytest.mark.parametrize("shape", [(10**12, 8, 8), (3, 10**9, 10**9), (-5, 8, 8), (3, 0, 8)])
+def test_an_npz_that_claims_what_it_does_not_hold_is_refused_before_memory_is_set_aside(tmp_path, shape):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+    with zipfile.ZipFile(tmp_path / "images.npz", "w") as archive:
+        archive.writestr("images.npy", file.getvalue() + bytes(640))
+    with pytest.raises(DataError, match=r"images\.npz: images has shape"):
+        open_source(tmp_path / "images.npz")
+
+
 def _npz(images):
     file = io.BytesIO()
     np.savez(file, images=images)

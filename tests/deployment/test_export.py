@@ -6,8 +6,6 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,6 +23,9 @@ from jemstone.deployment.wrap import wrap
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import MissingExtra, RunError
 from jemstone.rng import seeded
+
+onnx = pytest.importorskip("onnx", reason="Exports need the extra onnx: pip install 'jemstone[onnx]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="Exports need the extra onnx: pip install 'jemstone[onnx]'")
 
 IMAGES, VECTORS = (3, 16, 16), (5,)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from jemstone.data import load_dataset
+from jemstone.data.sources import load_training
 from jemstone.deployment.audit import audit
 from jemstone.deployment.contact_sheet import contact_sheet
 from jemstone.deployment.locate import locate
-from jemstone.errors import ConfigError
+from jemstone.errors import ConfigError, DataError
 from jemstone.runs import write_atomically
 from jemstone.training.trained import load_trained
 
@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
         usage="jemstone audit RUN SOURCE --out DIR [--top N]",
         description="Rank a source's training images by suspicion: a wrong label, an outlier, a near-duplicate. Writes "
         "audit.csv, a line per image, and audit.png, the most suspicious of each kind. Its indices count the training "
-        "images as the source holds them; where it has no test split of its own, without the fifth that is held out.",
+        "images from 0 in the order in which the source holds them: class folder by class folder, files sorted.",
     )
     parser.add_argument("run", metavar="RUN", help="run directory, name, or hub id; best a JEM trained on this source")
     parser.add_argument("source", metavar="SOURCE", help="data set, as for train --data")
@@ -44,7 +44,12 @@ def run(options: Namespace, console: Console) -> None:
             f"{options.run} models vectors, and the sheet shows images: use jemstone.deployment.audit.audit(trained, "
             "split), with the split that the run standardised."
         )
-    split = load_dataset(options.source, validation=0).train
+    split, names = load_training(options.source)
+    if names != trained.class_names:
+        raise DataError(
+            f"{options.source} has the classes {', '.join(names)}, and {options.run} knows "
+            f"{', '.join(trained.class_names)}: labels mean the same only where names and order are the same."
+        )
     found = audit(trained, split)
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "audit.csv", found.as_csv(trained.class_names).encode())

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jemstone.commands.policy import USAGE, add_policy, load_predictor
+from jemstone.runs import strict
 
 NAME = "predict"
 HELP = "label images, or say 'I don't know' and why"
@@ -35,7 +36,7 @@ def run(options: Namespace, console: Console) -> None:
     found = predictor(list(options.images))
     if options.json:
         rows = [{"image": name, **asdict(one)} for name, one in zip(options.images, found, strict=True)]
-        console.print(json.dumps(rows, indent=1))
+        console.print(json.dumps(strict(rows), indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("image", "label", "probability", "typicality", "verdict"):

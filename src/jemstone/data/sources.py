@@ -115,6 +115,20 @@ def load_dataset(source: str, *, validation: float = 0.1, seed: int = 0, limit: 
     )
 
 
+def load_training(source: str) -> tuple[Split, tuple[str, ...]]:
+    """All training examples of `source` in the order in which it stores them, none held out, and the class names.
+
+    Folders are stored class by class, files sorted. Vectors are raw, not standardised. Raises DataError as
+    `load_dataset` does.
+    """
+    raw = _read(source, test_only=False)
+    assert raw.train is not None  # as above
+    inputs = check_inputs(raw.train.inputs, raw.train.inputs_at)
+    labels = check_labels(raw.train.labels, len(inputs), raw.train.labels_at, unlabelled=True)
+    names = check_classes(labels, raw.class_names, raw.train.labels_at)
+    return Split(inputs, torch.from_numpy(labels)), names
+
+
 def load_inputs(
     source: str, input_shape: tuple[int, ...], *, moments: Moments | None = None, training: bool = False
 ) -> Tensor:

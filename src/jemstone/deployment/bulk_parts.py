@@ -184,6 +184,9 @@ def read_log_density(path: Path) -> Float[np.ndarray, " n"]:
         with pa.parquet.ParquetFile(path) as file:
             if "log_density" not in file.schema_arrow.names:
                 raise DataError(f"{path} has no column log_density: it is not what `jemstone score` writes.")
+            kind = file.schema_arrow.field("log_density").type
+            if not pa.types.is_floating(kind):
+                raise DataError(f"{path} has a column log_density of {kind}: it is not what `jemstone score` writes.")
             values = file.read(columns=["log_density"]).column(0).drop_null().to_numpy()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}).") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -122,12 +123,17 @@ def _npz(path: Path) -> Source:
             member = _member(path, [name[:-4] for name in archive.namelist() if name.endswith(".npy")]) + ".npy"
             with archive.open(member) as file:
                 shape, dtype = _header(file)
+                held = archive.getinfo(member).file_size - file.tell()
     except DAMAGE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as .npz ({error}). Write or copy it again.") from error
-    if len(shape) < 2 or shape[0] == 0 or dtype.hasobject:
+    if len(shape) < 2 or min(shape) < 1 or dtype.hasobject:
         raise DataError(f"{path}: {member[:-4]} has shape {shape} and type {dtype}, and is not an array of inputs.")
+    if held < dtype.itemsize * math.prod(shape):  # before memory is set aside for what it claims
+        raise DataError(
+            f"{path}: {member[:-4]} has shape {shape} and type {dtype}, and holds only {held} bytes. Copy it again."
+        )
     # Grey images (n, h, w) get their axis of channels here: a block of three would pass for one image in colour.
     one = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
 
@@ -166,7 +172,7 @@ def _member(path: Path, names: list[str]) -> str:
     )
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:  # mypy and beartype agree on no type of zipfile's
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(file)
     if version not in read:

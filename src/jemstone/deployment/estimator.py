@@ -135,6 +135,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         unknown = np.setdiff1d(y, known)
         if len(unknown):
             raise ValueError(f"y holds labels that are not among the classes {known}: {unknown}. Name all at first.")
+        at_least("batch_size", self.batch_size, 1)
         passes = max(1, round(len(X) / self.batch_size))
         if first:
             self.classes_ = known
@@ -249,10 +250,6 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         shape = (self.n_features_in_,) if self.image_shape is None else tuple(self.image_shape)
         return (1, *shape) if len(shape) == 2 else shape
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model_.parameters()).device
-
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
         """Rows as the network sees them, float64, (n, ...)."""
         return torch.from_numpy((X - self.offset_) / self.scale_).reshape(-1, *self._shape)
@@ -273,7 +270,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        return torch.cat([self.model_(part.to(self._device)).cpu() for part in torch.split(self._inputs(X), SCORED)])
+        return torch.cat(
+            [self.model_(part.to(self.model_.device)).cpu() for part in torch.split(self._inputs(X), SCORED)]
+        )
 
     @staticmethod
     def _seed(random_state: int | np.random.RandomState | None) -> int:

@@ -58,7 +58,7 @@ class Progress:
         if not self.config.weights.generative:
             raise ConfigError("A classifier alone has no samples: set generative_weight above 0, or another recipe.")
         box = box_of(input_shape)
-        device = next(self.state.best.parameters()).device
+        device = self.state.best.device
         return generate(
             self.state.best,
             self.gaussian or uniform(input_shape, box),

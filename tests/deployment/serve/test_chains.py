@@ -81,7 +81,7 @@ def test_counterfactuals_are_chains_toward_each_class(client, predictor):
         (SAMPLE, {"labels": ["ten"]}, 422, "'ten' is no class"),
         (SAMPLE, {"labels": []}, 422, "at least 1"),
         (SAMPLE, {"count": 9}, 422, "count is 9; at most 8"),
-        (SAMPLE, {"labels": [0] * 9}, 422, "count is 9"),
+        (SAMPLE, {"labels": [0] * 9}, 422, "labels is 9"),
         (SAMPLE, {"steps": 101}, 422, "steps is 101; at most 100"),
         (SAMPLE, {"steps": 0}, 422, "steps"),
         (SAMPLE, {"seed": -1}, 422, "seed"),
@@ -138,6 +138,47 @@ def test_few_may_wait_and_one_that_left_is_never_begun(predictor):
         chains.executor.shutdown()
 
     asyncio.run(scenario())
+
+
+def test_one_that_left_while_it_ran_holds_its_place_and_nothing_piles_up_behind_it(predictor):
+    """Or clients that ask and leave would fill the memory with what they asked for."""
+
+    async def scenario():
+        chains = Chains(predictor, ServeSettings(chain_queue=1))
+        may, begun = Event(), Event()
+
+        def work():
+            begun.set()
+            return may.wait(30)
+
+        left = asyncio.create_task(chains.run(work))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait({left})
+        for _ in range(5):
+            other = asyncio.create_task(chains.run(work))
+            await asyncio.sleep(0)
+            assert chains.pending == 2
+            other.cancel()
+            await asyncio.wait({other})
+        assert chains.pending == 1
+        assert chains.executor._work_queue.qsize() == 0
+        last = asyncio.create_task(chains.run(lambda: "last"))
+        await asyncio.sleep(0)
+        may.set()
+        assert await last == "last"
+        assert chains.pending == 0
+        chains.executor.shutdown()
+
+    asyncio.run(scenario())
+
+
+def test_more_labels_than_samples_are_refused(client):
+    for path, body in ((SAMPLE, {"count": 1}), (CHANGE, {"input": [[0.5]]})):
+        answer = client.post(path, json={**body, "labels": ["1"] * 65, "steps": 1})
+        assert (answer.status_code, answer.json()["error"]) == (413, "too_large")
+        assert "number of labels is 65" in answer.json()["message"]
 
 
 def test_predictions_do_not_wait_for_chains(serving, monkeypatch, predictor):

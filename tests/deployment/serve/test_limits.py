@@ -12,6 +12,7 @@ from PIL import Image
 
 from jemstone.deployment.predictor import Predictor
 from jemstone.deployment.serve.app import make_app
+from jemstone.deployment.serve.batching import Batcher
 from jemstone.deployment.serve.settings import ServeSettings
 from jemstone.errors import ConfigError
 
@@ -52,7 +53,7 @@ def claiming(width, height):
         ('{"inputs": [[[[[1]]]]]}', 422, "invalid_input", "nested 1 to 3 deep"),
         ('{"inputs": [[[1, NaN]]]}', 422, "invalid_input", "inputs.0.0.1: Input should be a finite number"),
         ('{"inputs": [[[1, 1e999]]]}', 422, "invalid_input", "inputs.0.0.1: Input should be a finite number"),
-        ('{"inputs": [[[true]]]}', 422, "invalid_input", "valid number"),
+        ('{"inputs": [[[true, true, true]]]}', 422, "invalid_input", "inputs.0.0.0: Input should be a valid number."),
         ('{"inputs": [[[1], [1, 2]]]}', 422, "invalid_input", "input 0 has rows of different lengths"),
         ('{"inputs": [[1, 2]]}', 422, "invalid_input", "input 0 has shape (2,)"),
         ('{"inputs": [[[[0.1, 0.2], [0, 0]], [[0, 0], [0, 0]]]]}', 422, "invalid_input", "shape (2, 2, 2)"),
@@ -190,7 +191,10 @@ def test_settings_that_make_no_sense(wrong):
         ServeSettings(**wrong)
 
 
-def talk(app, messages, scenario=None):
+CHUNKED = (b"transfer-encoding", b"chunked")
+
+
+def talk(app, messages, scenario=None, length=CHUNKED):
     """One POST to /v1/predict whose body is the `messages`; then the client is silent, or does as `scenario` says."""
     sent = []
 
@@ -219,7 +223,7 @@ def talk(app, messages, scenario=None):
             "root_path": "",
             "scheme": "http",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")],
+            "headers": [(b"content-type", b"application/json"), length],
             "state": {},
         }
         asking = asyncio.create_task(app(scope, queue.get, send))
@@ -241,24 +245,42 @@ def test_a_body_that_never_ends_is_not_waited_for(predictor):
     assert b"did not arrive within 0.05 s" in end["body"]
 
 
-def test_a_client_that_left_is_not_computed_for(predictor):
-    computed = []
+def test_a_body_that_is_announced_too_large_is_not_waited_for(predictor, monkeypatch):
+    monkeypatch.setattr("jemstone.deployment.serve.front.LINGER_SECONDS", 0.01)
+    app = make_app(predictor, ServeSettings(body_seconds=0.05))
+    start, _ = talk(app, [], length=(b"content-length", b"9" * 30))
+    assert start["status"] == 413
+    assert (b"connection", b"close") in start["headers"]
 
-    class Counting(Predictor):
-        def predict(self, x):
-            computed.append(len(x))
-            return super().predict(x)
 
-    app = make_app(Counting(predictor.trained, predictor.calibration), ServeSettings(max_wait_ms=1e7))
+def test_a_client_that_left_is_not_computed_for(predictor, monkeypatch):
+    happened = []
+
+    async def submit(self, x):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            happened.append("given up")
+            raise
+
+    async def work(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            happened.append("the server stopped")
+
+    monkeypatch.setattr(Batcher, "submit", submit)
+    monkeypatch.setattr(Batcher, "work", work)
 
     async def leave(queue):
         while not queue.empty():
             await asyncio.sleep(0)
         queue.put_nowait({"type": "http.disconnect"})
 
-    (start, _) = talk(app, [{"type": "http.request", "body": b'{"inputs": [[[0.5]]]}', "more_body": False}], leave)
+    body = {"type": "http.request", "body": b'{"inputs": [[[0.5]]]}', "more_body": False}
+    (start, _) = talk(make_app(predictor), [body], leave)
     assert start["status"] == 499
-    assert computed == []
+    assert happened == ["given up", "the server stopped"]
 
 
 def test_bodies_together_do_not_fill_the_memory(predictor, monkeypatch):

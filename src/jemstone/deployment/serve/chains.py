@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ class Chains:
         self.settings = settings
         self.name = name_of(predictor)
         self.pending = 0
+        self._free = asyncio.Lock()
         self.executor = ThreadPoolExecutor(1, "chains")
         self.generative = generative(predictor)
         trained = predictor.trained
@@ -43,14 +44,27 @@ class Chains:
         self.predictor = Predictor(trained, predictor.calibration, predictor.policy, predictor.moments)
 
     async def run(self, work: Callable[[], Answer]) -> Answer:
-        """`work` in the thread of chains; one that is cancelled before it began is never begun."""
+        """`work` in the thread of chains; one that is cancelled before it began is never begun.
+
+        One that is cancelled later runs on, and holds its place until it ends: the thread is not free before.
+        """
         if self.pending > self.settings.chain_queue:
             raise busy(f"{self.pending} requests for chains are being served or wait.", RETRY_SECONDS)
         self.pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.executor, work)
-        finally:
+            await self._free.acquire()  # the executor's own queue would keep what clients who left had asked for
+        except asyncio.CancelledError:
             self.pending -= 1
+            raise
+        running = asyncio.get_running_loop().run_in_executor(self.executor, work)
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    def _ended(self, running: asyncio.Future[Any]) -> None:
+        self.pending -= 1
+        self._free.release()
+        if not running.cancelled():
+            running.exception()  # seen, should nobody be left to see it
 
     def require(self) -> None:
         """Raises Refused where the model has no images to draw."""
@@ -80,7 +94,6 @@ class Chains:
         """`x`, moved toward each label."""
         trained = self.predictor.trained
         labels = self._labels(asked.labels)
-        self._check("the number of labels", len(labels), self.settings.max_samples)
         steps = self._steps(asked.steps, COUNTERFACTUAL_STEPS)
         radius = RADIUS if asked.radius is None else asked.radius
         step_size = trained.config.chains.step_size
@@ -103,6 +116,7 @@ class Chains:
         return CounterfactualAnswer(self.name, steps, radius, seed, original, changed)
 
     def _labels(self, labels: Sequence[int | str]) -> list[int]:
+        self._check("the number of labels", len(labels), self.settings.max_samples)
         names = self.predictor.trained.class_names
         found = []
         for label in labels:
