@@ -20,6 +20,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 MAX_PIXELS = 50_000_000
 """Of one image: what a file of a few kilobytes can claim to hold fills the memory before anybody sees it."""
 
+MOST_SCANS = 100
+"""Of a progressive JPEG. Each goes over the whole image: a file of a few megabytes can ask for hours of them."""
+
 
 def decode(name: str, file: Path | io.BytesIO, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The first image of a file as (h, w, 1), if it is grey, or (h, w, 3); turned as its EXIF orientation says.
@@ -36,6 +39,8 @@ def decode(name: str, file: Path | io.BytesIO, *, max_pixels: int = MAX_PIXELS) 
                     raise DataError(
                         f"{name} has {width}x{height} pixels, and at most {max_pixels:,} are read. Make it smaller."
                     )
+                if image.format == "JPEG" and _scans(file) > MOST_SCANS:
+                    raise DataError(f"{name} is a JPEG of more than {MOST_SCANS} scans. Save it anew.")
                 return pixels(name, image)
     except DataError:
         raise
@@ -50,6 +55,12 @@ def pixels(name: str, image: Image.Image) -> NDArray[np.uint8]:
     grey = image.mode in GREY_MODES
     array = np.asarray(ImageOps.exif_transpose(image).convert("L" if grey else "RGB"))
     return array[:, :, None] if grey else array
+
+
+def _scans(file: Path | io.BytesIO) -> int:
+    """How often a JPEG's marker of a scan occurs, which no compressed data holds."""
+    content = file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+    return content.count(b"\xff\xda")
 
 
 def _reason(error: Exception) -> str:

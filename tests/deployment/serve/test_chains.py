@@ -177,7 +177,7 @@ def test_one_that_left_while_it_ran_holds_its_place_and_nothing_piles_up_behind_
 def test_more_labels_than_samples_are_refused(client):
     for path, body in ((SAMPLE, {"count": 1}), (CHANGE, {"input": [[0.5]]})):
         answer = client.post(path, json={**body, "labels": ["1"] * 65, "steps": 1})
-        assert (answer.status_code, answer.json()["error"]) == (413, "too_large")
+        assert (answer.status_code, answer.json()["error"]) == (422, "invalid_input")
         assert "number of labels is 65" in answer.json()["message"]
 
 

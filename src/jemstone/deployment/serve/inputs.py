@@ -23,9 +23,6 @@ from jemstone.deployment.serve.refusal import Refused
 from jemstone.deployment.serve.settings import ServeSettings
 from jemstone.errors import DataError
 
-MOST_SCANS = 100
-"""Of a progressive JPEG. Each goes over the whole image: a file of a few megabytes can ask for hours of them."""
-
 
 def files_of_form(body: bytes, content_type: str, settings: ServeSettings) -> list[bytes]:
     """The files of a multipart form, in their order, whatever their fields are called, named or not."""
@@ -103,8 +100,6 @@ def _from_base64(text: str, i: int) -> bytes:
 
 def _claimed(file: bytes, i: int) -> int:
     """Pixels, by the head of an image file; 0 where it has none that can be read, which decoding will say."""
-    if file.count(b"\xff\xda") > MOST_SCANS and file.startswith(b"\xff\xd8"):
-        raise Refused("invalid_input", f"input {i} is a JPEG of more than {MOST_SCANS} scans. Save it anew.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pillow's own, on sizes that are checked here
