@@ -4,9 +4,9 @@
 
 The network, the number of optimiser steps and the labels are the same. The classifier sees the labelled images alone,
 also with the JEM's input noise (`noise 0.3`), and the JEM learns p(x) from all images beside. `label spreading` is
-scikit-learn's, over nearest neighbours in pixels: what unlabelled images are worth without a network. The recipes are as
-they stand but for the number of steps; numbers are of the test split. --fashion adds Fashion-MNIST, 6,000
-training images and three seeds.
+scikit-learn's, over nearest neighbours in pixels: what unlabelled images are worth without a network. The recipes are
+as they stand but for the number of steps; numbers are of the test split. --fashion adds Fashion-MNIST, 6,000 training
+images and three seeds.
 """
 
 from __future__ import annotations
