@@ -192,13 +192,15 @@ def test_the_command_and_drift_of_what_it_wrote(digits_run, predictor, npz, tmp_
     printed = capsys.readouterr().out
     assert "65-129" in printed
     assert "0 of 2 windows" in printed
+    assert main(["drift", "digits", "--current", str(out)]) == 1
+    assert "scores of another model" in capsys.readouterr().err
     assert main(["score", str(digits_run.path), str(tmp_path / "nothing"), "--out", str(out)]) == 1
     assert "There is no" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("column", [["1.0", "2.0"], [[1.0], [2.0]], [1, 2]])
-def test_a_table_that_only_looks_like_scores_is_refused_in_words(tmp_path, column):
+def test_a_table_that_only_looks_like_scores_is_refused_in_words(tmp_path, predictor, column):
     path = tmp_path / "scores.parquet"
     parquet.write_table(pa.table({"log_density": column}), path)
     with pytest.raises(DataError, match=r"not what `jemstone score` writes"):
-        read_log_density(path)
+        read_log_density(path, predictor)

@@ -92,7 +92,7 @@ def run(options: Namespace, console: Console) -> None:
 def log_densities(predictor: Predictor, source: str) -> Float[np.ndarray, " n"]:
     """Of the inputs of `source`, in nats: from a file of scores, or computed."""
     if source.endswith(".parquet"):
-        return read_log_density(Path(source))
+        return read_log_density(Path(source), predictor)
     inputs = load_inputs(source, predictor.trained.input_shape, moments=predictor.moments)
     return predictor.predict(inputs).log_density
 

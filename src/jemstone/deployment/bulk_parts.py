@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from jemstone.deployment.bulk_sources import Source, Span, require_pyarrow
 from jemstone.deployment.predictor import AMBIGUOUS, FOREIGN, Predictions, Predictor
@@ -36,21 +38,30 @@ class Summary(NamedTuple):
 
 def manifest_of(predictor: Predictor, source: Source, part_rows: int) -> dict[str, Any]:
     """All that the scores follow from, up to rounding; another one gives other scores."""
-    sha = hashlib.sha256()
-    weights = {name: value.detach().cpu() for name, value in predictor.trained.model.state_dict().items()}
     calibration = predictor.calibration
-    arrays = {"reference": calibration.reference, "temperature": np.array(calibration.temperature)}
-    for name, array in [*((n, v.float().contiguous().numpy()) for n, v in weights.items()), *arrays.items()]:
-        sha.update(f"{name} {array.shape} {array.dtype}".encode())
-        sha.update(np.ascontiguousarray(array).data)
     return {
         "format": FORMAT,
-        "model": sha.hexdigest(),
+        "model": model_digest(predictor),
+        "calibration": _digest({"reference": calibration.reference, "temperature": np.array(calibration.temperature)}),
         "execution": str(predictor.trained.execution),
         "policy": {**asdict(predictor.policy), "thresholds": [str(value) for value in predictor.thresholds]},
         "source": {"fingerprint": source.fingerprint, "rows": source.rows},
         "part_rows": part_rows,
     }
+
+
+def model_digest(predictor: Predictor) -> str:
+    """SHA-256 of the weights."""
+    weights = predictor.trained.model.state_dict()
+    return _digest({name: value.detach().cpu().float().numpy() for name, value in weights.items()})
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    sha = hashlib.sha256()
+    for name, array in arrays.items():
+        sha.update(f"{name} {array.shape} {array.dtype}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
 
 
 def span_of(number: int, manifest: dict[str, Any]) -> Span:
@@ -177,8 +188,11 @@ def summarise(out: Path) -> Summary:
     return Summary(*counts.tolist())
 
 
-def read_log_density(path: Path) -> Float[np.ndarray, " n"]:
-    """The log densities of a scored file, in its order, without the inputs that could not be read."""
+def read_log_density(path: Path, predictor: Predictor) -> Float[np.ndarray, " n"]:
+    """The log densities of a scored file, in its order, without the inputs that could not be read.
+
+    DataError where it is no such file, or one of another model than `predictor`'s: two models have two unknown log Z.
+    """
     pa = require_pyarrow()
     try:
         with pa.parquet.ParquetFile(path) as file:
@@ -187,6 +201,12 @@ def read_log_density(path: Path) -> Float[np.ndarray, " n"]:
             kind = file.schema_arrow.field("log_density").type
             if not pa.types.is_floating(kind):
                 raise DataError(f"{path} has a column log_density of {kind}: it is not what `jemstone score` writes.")
+            manifest = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
+            if manifest.get("model", model_digest(predictor)) != model_digest(predictor):
+                raise DataError(
+                    f"{path} holds scores of another model than {predictor.trained.run.path}, and log densities of two "
+                    "models cannot be compared: score it again with this one."
+                )
             values = file.read(columns=["log_density"]).column(0).drop_null().to_numpy()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}).") from error
