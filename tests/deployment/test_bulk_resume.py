@@ -121,3 +121,8 @@ def test_what_was_begun_is_not_gone_on_with_otherwise(predictor, killed, tmp_pat
     (tmp_path / "scores.parquet.parts" / "manifest.json").write_text("{")
     with pytest.raises(RunError, match="--fresh"):
         score(predictor, source, out, part_rows=40)
+    again = []
+    settings = {"part_rows": 40, "batch_size": 16, "fresh": True}
+    score(predictor, source, out, on_progress=lambda *numbers: again.append(numbers[0]), **settings)
+    assert again[0] == 16, "nothing of what was there is used"
+    assert out.read_bytes() == whole
