@@ -9,7 +9,7 @@ import jemstone
 
 SOURCE = Path(jemstone.__file__).parent
 FLOORS = (
-    {"errors", "rng", "temperature", "version"},
+    {"errors", "pixels", "rng", "temperature", "version"},
     {"execution", "runs"},
     {"energy"},
     {"networks", "data"},

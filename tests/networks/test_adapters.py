@@ -6,11 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jemstone.data.fit import LUMINANCE as OF_DATA
-from jemstone.data.fit import to_channels
+from jemstone.data.fit import fit_images
 from jemstone.errors import ConfigError
 from jemstone.networks import Adapted
-from jemstone.networks.adapters import LUMINANCE
 
 
 class Seen(nn.Module):
@@ -47,11 +45,14 @@ def test_by_default_nothing_changes():
 
 @pytest.mark.parametrize(("of_data", "of_network"), [(1, 3), (3, 1), (3, 3), (1, 1)])
 def test_grey_and_rgb_are_converted_as_data_is(of_data, of_network):
-    assert LUMINANCE == OF_DATA
     network = Seen()
     x = images(of_data)
     Adapted(network, channels=of_network)(x)
-    torch.testing.assert_close(network.x, to_channels(x, of_network, ""))
+    torch.testing.assert_close(network.x, fit_images(x, (of_network, 6, 6), ""))
+    for image, seen in zip(((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(), network.x, strict=True):
+        picture = Image.fromarray(image if of_data == 3 else image[:, :, 0])
+        wanted = np.asarray(picture.convert("RGB" if of_network == 3 else "L")).reshape(6, 6, of_network)
+        np.testing.assert_allclose((seen.permute(1, 2, 0).numpy() + 1) * 127.5, wanted, atol=1.01)
 
 
 @pytest.mark.parametrize("side", [4, 17])

@@ -11,12 +11,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jemstone.errors import ConfigError
-
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601): those with which data is read."""
+from jemstone.pixels import resized, with_channels
 
 
 class Adapted(nn.Module):
@@ -80,23 +77,18 @@ class Adapted(nn.Module):
         if x.ndim != 4:
             raise ConfigError(f"The network takes images (b, c, h, w), and got inputs of shape {tuple(x.shape)}.")
         x = self._with_channels(x)
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
-            x = functional.interpolate(x, size=list(self.size), mode="bilinear", antialias=True)
+        x = x if self.size is None else resized(x, self.size)
         logits = self._logits(self.network(((x + 1) / 2 - self.mean) / self.std))
         return logits if self.classes is None else self._chosen(logits)
 
     def _with_channels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        pair = (x.shape[1], self.channels)
-        if pair[0] == pair[1]:
-            return x
-        if pair == (1, 3):
-            return x.expand(-1, 3, -1, -1)
-        if pair == (3, 1):
-            return (x * x.new_tensor(LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
-        raise ConfigError(
-            f"The network takes images of {pair[1]} channels and the data has {pair[0]}. Only grey (1) and RGB (3) are "
-            "converted into each other."
-        )
+        converted = with_channels(x, self.channels)
+        if converted is None:
+            raise ConfigError(
+                f"The network takes images of {self.channels} channels and the data has {x.shape[1]}. Only grey (1) "
+                "and RGB (3) are converted into each other."
+            )
+        return converted
 
     def _logits(self, found: object) -> Tensor:
         if self.output is not None and not isinstance(found, Tensor):
