@@ -32,7 +32,7 @@ def main(steps=300):
         predictor = Predictor.load(folder / "run", policy=Policy(error=0.1))
         np.savez_compressed(folder / "stream.npz", images=stream)
         summary = score(predictor, folder / "stream.npz", folder / "scores.parquet")
-        density = read_log_density(folder / "scores.parquet")
+        density = read_log_density(folder / "scores.parquet", predictor)
     print(summary)
 
     parts = windows(density, 60)

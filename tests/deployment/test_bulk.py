@@ -144,7 +144,7 @@ def test_other_scores_are_not_mixed_in(digits_run, predictor, npz, tmp_path):
         next(model.trained.model.parameters()).mul_(1.5)
     warmer = Predictor.load(digits_run.path)
     warmer.calibration = replace(warmer.calibration, temperature=3.0)
-    for other, changed in ((strict, "another policy"), (model, "another model"), (warmer, "another model")):
+    for other, changed in ((strict, "another policy"), (model, "another model"), (warmer, "another calibration")):
         with pytest.raises(ConfigError, match=changed):
             score(other, npz, out, **SMALL)
     with pytest.raises(ConfigError, match="another part_rows"):
