@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jemstone demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
