@@ -19,7 +19,6 @@ from jemstone.deployment.predictor import Predictor
 from jemstone.energy import EnergyClassifier
 from jemstone.errors import RunError
 from jemstone.rng import generator
-from jemstone.training.trained import batched_logits
 
 TOLERANCE = 1e-4
 """A file whose numbers are further from torch's than this, relative where they exceed 1, is not kept."""
@@ -42,7 +41,8 @@ def compare(predictor: Predictor, model: EnergyClassifier, answer: Answer, path:
     for count in BATCH_SIZES:
         inputs = inputs_to_try(predictor, count)
         x = inputs * 2 - 1 if predictor.moments is None else standardise(inputs, predictor.moments)
-        logits = batched_logits(model, x, len(predictor.trained.class_names))
+        with torch.no_grad():
+            logits = model(x)
         truth = predictor.predictions(logits)
         try:
             found = answer(inputs)

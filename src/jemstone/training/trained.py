@@ -96,12 +96,18 @@ class Trained:
         saved = load_initial(self.run, self.config, self.box, self.device)
         return saved or make_initial(data_of_run(self.run, self.config, self.data), self.config, self.device)
 
+    @torch.no_grad()
     def logits(self, x: Tensor, *, batch_size: int | None = None) -> Float[Tensor, "n k"]:
         """Logits of inputs (n, ...), stored ones (uint8) included, batch by batch; float32 on the CPU.
 
         Beyond `x` and the logits, memory is that of one batch, of 128 on a CPU and 512 on a GPU unless told.
         """
-        return batched_logits(self.model, x, len(self.class_names), self.execution, batch_size)
+        batch_size = batch_size or (SCORED_ON_CPU if self.device.type == "cpu" else SCORED)
+        logits = torch.empty(len(x), len(self.class_names))
+        with self.execution.autocast(self.device):  # around all batches: weights are cast once
+            for part, out in zip(torch.split(x, batch_size), torch.split(logits, batch_size), strict=True):
+                out.copy_(self.model(self.execution.place(to_box(part.to(self.device)))))
+        return logits
 
     def log_density(self, x: Tensor) -> Float[Tensor, " n"]:
         """log p(x) up to a constant, nats: higher means more like the training data; on the CPU."""
@@ -163,24 +169,6 @@ class Trained:
         for rank, part in enumerate(gather(x, fabric)):
             samples[rank :: fabric.world_size] = part
         return samples
-
-
-@torch.no_grad()
-def batched_logits(
-    model: EnergyClassifier,
-    x: Tensor,
-    num_classes: int,
-    execution: Execution = PLAIN,
-    batch_size: int | None = None,
-) -> Float[Tensor, "n k"]:
-    """Logits of inputs (n, ...), stored ones (uint8) included, as `Trained.logits` gives them."""
-    device = model.device
-    batch_size = batch_size or (SCORED_ON_CPU if device.type == "cpu" else SCORED)
-    logits = torch.empty(len(x), num_classes)
-    with execution.autocast(device):  # around all batches: weights are cast once
-        for part, out in zip(torch.split(x, batch_size), torch.split(logits, batch_size), strict=True):
-            out.copy_(model(execution.place(to_box(part.to(device)))))
-    return logits
 
 
 def load_trained(
