@@ -18,7 +18,6 @@ Precision at k, the number of flips, is recall at k too. Recall at 2k and averag
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from dataclasses import replace
@@ -111,14 +110,7 @@ def run(cell: common.Cell) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
-    parser.add_argument("--steps", type=int, help="optimiser steps, for a toy run")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST as .npz")
-    parser.add_argument("--json", type=Path, help="where the numbers go")
-    parser.add_argument("--rows", type=Path, default=Path("runs/audit.jsonl"), help="finished cells, never run again")
-    options = parser.parse_args()
+    options = common.cell_options(__doc__, Path("runs/audit.jsonl"))
     cells = [
         ("digits", name, seed, folds, options.steps)
         for seed in range(options.seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import multiprocessing
@@ -73,6 +74,18 @@ def write(name: str, content: dict[str, Any], path: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path
+
+
+def cell_options(description: str | None, rows: Path) -> argparse.Namespace:
+    """What is asked of a benchmark whose cells `run_all` runs, on digits and, where given, on Fashion-MNIST."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
+    parser.add_argument("--steps", type=int, help="optimiser steps, for a toy run")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST as .npz")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--rows", type=Path, default=rows, help="finished cells, never run again")
+    return parser.parse_args()
 
 
 def _lines(path: str) -> list[str]:

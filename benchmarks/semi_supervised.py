@@ -11,7 +11,6 @@ images and three seeds.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from dataclasses import replace
@@ -87,14 +86,7 @@ def run(cell: common.Cell) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
-    parser.add_argument("--steps", type=int, help="optimiser steps, for a toy run")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST as .npz")
-    parser.add_argument("--json", type=Path, help="where the numbers go")
-    parser.add_argument("--rows", type=Path, default=Path("runs/semi-supervised.jsonl"), help="cells that are done")
-    options = parser.parse_args()
+    options = common.cell_options(__doc__, Path("runs/semi-supervised.jsonl"))
     cells = [("digits", name, seed, options.steps) for seed in range(options.seeds) for name in NAMES]
     if options.fashion:
         cells += [(str(options.fashion), name, seed, options.steps) for seed in range(3) for name in NAMES]

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jemstone import Adapted, Session, load_dataset, recipe, starting_from, wrap
-from jemstone.deployment.predictor import Predictor
+from jemstone import Adapted, Predictor, Session, load_dataset, recipe, starting_from, wrap
 
 
 def classifier(data, steps):

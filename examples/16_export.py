@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jemstone import Session, load_dataset, recipe
+from jemstone import Predictor, Session, load_dataset, recipe
 from jemstone.deployment.calibration import Policy
 from jemstone.deployment.export import export_onnx
-from jemstone.deployment.predictor import Predictor
 
 ELSEWHERE = """
 import json, sys

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jemstone import Session, load_dataset, recipe
+from jemstone import Predictor, Session, load_dataset, recipe
 from jemstone.deployment.bulk import score
 from jemstone.deployment.bulk_parts import read_log_density
 from jemstone.deployment.calibration import Policy
 from jemstone.deployment.drift import drift, verdicts, windows
-from jemstone.deployment.predictor import Predictor
 
 
 def main(steps=300):
